@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people type: one small file per subcommand of `perceiver_flow`."""
