@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perceiver IO: encode, process, decode, shared by the official and the lite variant.
+
+Jaegle et al., "Perceiver IO: A General Architecture for Structured Inputs & Outputs", 2021,
+https://arxiv.org/abs/2107.14795. A small array of latents reads a large array of inputs by
+cross-attention (encode), thinks by self-attention (process), and is read by any set of queries
+(decode), so that cost is linear in the inputs and in the outputs.
+"""
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Pre-normalised multi-head attention, softmax(q k^T / sqrt(d)) v, then a projection.
+
+    Self-attention where ``input_channels`` is None, otherwise cross-attention from the hidden
+    array to the inputs.
+
+    Parameters
+    ----------
+    channels, input_channels : width of the attending array and of the one attended to.
+    qk_channels, v_channels : widths of queries and keys, and of values, over all heads.
+    output_channels : width of the result.
+    """
+
+    def __init__(self, channels: int, input_channels: int | None = None, *, qk_channels: int,
+                 v_channels: int, output_channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.layernorm1 = nn.LayerNorm(channels)
+        self.layernorm2 = nn.LayerNorm(input_channels) if input_channels else None
+        kv_channels = input_channels or channels
+        self.query = nn.Linear(channels, qk_channels)
+        self.key = nn.Linear(kv_channels, qk_channels)
+        self.value = nn.Linear(kv_channels, v_channels)
+        self.output = nn.Linear(v_channels, output_channels)
+
+    def forward(self, hidden: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """``hidden``: (B, M, channels), ``inputs``: (B, N, input_channels) -> (B, M, output)."""
+        hidden = self.layernorm1(hidden)
+        inputs = hidden if inputs is None else self.layernorm2(inputs)
+        q, k, v = self.query(hidden), self.key(inputs), self.value(inputs)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(head width)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two dense layers with an exact (erf) GELU between them."""
+
+    def __init__(self, channels: int, widening: int = 1):
+        super().__init__()
+        self.dense1 = nn.Linear(channels, widening * channels)
+        self.dense2 = nn.Linear(widening * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense2(F.gelu(self.dense1(x)))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with its residual; the one around the attention is optional."""
+
+    def __init__(self, channels: int, input_channels: int | None = None, *, qk_channels: int,
+                 v_channels: int, heads: int, widening: int = 1, query_residual: bool = True):
+        super().__init__()
+        self.query_residual = query_residual
+        self.attention = Attention(channels, input_channels, qk_channels=qk_channels,
+                                   v_channels=v_channels, output_channels=channels, heads=heads)
+        self.layernorm = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, widening)
+
+    def forward(self, hidden: Tensor, inputs: Tensor | None = None) -> Tensor:
+        attended = self.attention(hidden, inputs)
+        hidden = hidden + attended if self.query_residual else attended
+        return hidden + self.mlp(self.layernorm(hidden))
+
+
+class Encoder(nn.Module):
+    """Latents that read the inputs once and then attend to each other."""
+
+    def __init__(self, cross_attention: Layer, self_attends: list[Layer]):
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.self_attends = nn.ModuleList(self_attends)
+
+    def forward(self, latents: Tensor, inputs: Tensor) -> Tensor:
+        """``latents``: (B, M, D), ``inputs``: (B, N, C) -> latents (B, M, D)."""
+        latents = self.cross_attention(latents, inputs)
+        for layer in self.self_attends:
+            latents = layer(latents)
+        return latents
+
+
+class Decoder(nn.Module):
+    """Queries that read the latents; each query is answered independently of the others."""
+
+    def __init__(self, cross_attention: Layer, final_layer: nn.Module):
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.final_layer = final_layer
+
+    def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
+        """``queries``: (B, N, C), ``latents``: (B, M, D) -> (B, N, outputs)."""
+        return self.final_layer(self.cross_attention(queries, latents))
