@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow between two image files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
+
+HELP = 'estimate the optical flow between two images'
+EXAMPLE = 'perceiver_flow estimate frame1.png frame2.png -o flow.flo --color flow.png'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this subcommand's arguments."""
+    parser.add_argument('frame1', type=Path, help='the previous frame')
+    parser.add_argument('frame2', type=Path, help='the current frame, of the same size')
+    parser.add_argument(
+        '-o', '--output', type=Path, metavar='OUT', help='.flo (Middlebury), .png (KITTI, 16 bit) or .npy'
+    )
+    parser.add_argument('--color', type=Path, metavar='OUT.png', help="also a picture in Middlebury's colours")
+    parser.add_argument('--json', action='store_true', help='print what was done as JSON')
+    add_estimator_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate, write the files, say what was seen."""
+    from perceiver_flow_ros.flow.color import flow_to_color
+    from perceiver_flow_ros.flow.files import check_flow_path, check_image_path, read_image, write_flow, write_image
+
+    if not (args.output or args.color):
+        raise ValueError('nothing to write: give -o OUT.flo|.png|.npy or --color OUT.png')
+    if args.output:
+        check_flow_path(args.output)
+    if args.color:
+        check_image_path(args.color)
+    frames = [read_image(path) for path in (args.frame1, args.frame2)]
+    if frames[0].shape != frames[1].shape:
+        sizes = [f'{path} is {f.shape[1]}x{f.shape[0]}' for path, f in zip((args.frame1, args.frame2), frames)]
+        raise ValueError(f'frames differ in size: {sizes[0]}, {sizes[1]}; a pair needs one size')
+
+    estimator = estimator_from(args)
+    start = time.perf_counter()
+    flow = estimator(*frames)
+    seconds = time.perf_counter() - start
+
+    if args.output:
+        write_flow(args.output, flow)
+    if args.color:
+        write_image(args.color, flow_to_color(flow))
+
+    speed = np.linalg.norm(flow, axis=2)
+    report = {
+        'model': estimator.name,
+        'device': estimator.device,
+        'precision': estimator.precision,
+        'query_stride': estimator.query_stride,
+        'image_size': [frames[0].shape[1], frames[0].shape[0]],
+        'flow_size': [flow.shape[1], flow.shape[0]],
+        'mean_motion_px': float(speed.mean()),
+        'max_motion_px': float(speed.max()),
+        'seconds': seconds,
+        'files': [str(path) for path in (args.output, args.color) if path],
+    }
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print(
+            f'{estimator.name} ({estimator.device}, {estimator.precision}): {flow.shape[1]}x{flow.shape[0]} '
+            f'vectors in {seconds:.2f} s, motion {speed.mean():.2f} px mean, {speed.max():.2f} px largest'
+        )
+        print('wrote ' + ', '.join(report['files']))
+    return 0

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `perceiver_flow`: one subcommand a file of this folder, one clear line for a wrong input."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+SUBCOMMANDS = ('estimate', 'evaluate', 'benchmark', 'record', 'train', 'fetch_weights', 'demo')
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(2, f'perceiver_flow: error: {message} (see {self.prog} --help)\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand: 0 when it worked, 2 with one line on stderr when its input was wrong."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = make_parser(argv).parse_args(argv)
+    try:
+        return args.run(args)
+    except BrokenPipeError:  # `perceiver_flow evaluate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except input_errors() as error:
+        print(f'perceiver_flow: error: {describe(error)}', file=sys.stderr)
+        return 2
+
+
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Make the parser; a subcommand that is named first is the only one imported."""
+    parser = Parser(prog='perceiver_flow', description='Dense optical flow with Perceiver IO.')
+    parser.add_argument('--version', action='version', version=f'perceiver_flow {version()}')
+    subparsers = parser.add_subparsers(title='subcommands', metavar='SUBCOMMAND', required=True)
+    for name in argv[:1] if argv and argv[0] in SUBCOMMANDS else SUBCOMMANDS:
+        command = importlib.import_module(f'perceiver_flow_ros.commands.{name}')
+        subparser = subparsers.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=f'example:\n  {command.EXAMPLE}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def input_errors() -> tuple[type[Exception], ...]:
+    """List the errors that a wrong input causes; WeightsError only where the weights module (and torch) is loaded."""
+    weights = sys.modules.get('perceiver_flow_ros.model.weights')
+    return (ValueError, OSError, ImportError, *([weights.WeightsError] if weights else []))
+
+
+def describe(error: BaseException) -> str:
+    """Say an error in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def version() -> str:
+    """Tell the installed version."""
+    try:
+        return metadata.version('perceiver_flow_ros')
+    except metadata.PackageNotFoundError:
+        return '(not installed)'
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
