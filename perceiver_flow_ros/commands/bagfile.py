@@ -37,22 +37,30 @@ class BagWriter:
 
     """
 
-    def __init__(self, path: str | Path, *, storage: str | None = None, force: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, storage: str | None = None, force: bool = False
+    ) -> None:
         self.path = Path(path)
         by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(self.path.suffix)
         self.single_file = by_suffix is not None
         self.storage = storage or by_suffix or 'mcap'
         if self.storage not in SUFFIXES:
-            raise ValueError(f'bag storage {storage!r} is unknown; expected {" or ".join(SUFFIXES)}')
+            raise ValueError(
+                f'bag storage {storage!r} is unknown; expected {" or ".join(SUFFIXES)}'
+            )
         if by_suffix and self.storage != by_suffix:
-            raise ValueError(f'{path}: {self.path.suffix} is a {by_suffix} file, but storage {storage!r} is asked for')
+            raise ValueError(
+                f'{path}: {self.path.suffix} is {by_suffix}, but storage {storage!r} is asked for'
+            )
         if not self.path.resolve().parent.is_dir():
             raise FileNotFoundError(2, 'No such folder to write the bag to', str(self.path.parent))
         if os.path.lexists(self.path):
             if not self._is_bag():
                 raise ValueError(f'{path}: is there already and is not a bag; choose another name')
             if not force:
-                raise FileExistsError(17, 'Bag exists already; give --force to replace it', str(path))
+                raise FileExistsError(
+                    17, 'Bag exists already; give --force to replace it', str(path)
+                )
         self._partial = self.path.with_name(f'.{self.path.name}.{os.getpid()}.partial')
 
     def __enter__(self) -> BagWriter:
@@ -67,10 +75,14 @@ class BagWriter:
         return self
 
     def write(self, topic: str, msgtype: str, message: object, stamp: int) -> None:
-        """Add a message: a `rosbags` one or its CDR bytes, with the time in nanoseconds at which it came."""
+        """Add a message, a `rosbags` one or its CDR bytes, that came at `stamp` nanoseconds."""
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=TYPES)
-        data = message if isinstance(message, (bytes, memoryview)) else TYPES.serialize_cdr(message, msgtype)
+        data = (
+            message
+            if isinstance(message, (bytes, memoryview))
+            else TYPES.serialize_cdr(message, msgtype)
+        )
         self._writer.write(self._connections[topic], stamp, data)
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -99,7 +111,11 @@ class BagWriter:
     def _is_bag(self) -> bool:
         if self.path.is_dir():
             names = {file.name for file in self.path.iterdir()}
-            known = {name for name in names if name.endswith(('.mcap', '.db3', '.zstd')) or name == 'metadata.yaml'}
+            known = {
+                name
+                for name in names
+                if name.endswith(('.mcap', '.db3', '.zstd')) or name == 'metadata.yaml'
+            }
             return 'metadata.yaml' in names and names == known
         return self.single_file and self.path.is_file()
 

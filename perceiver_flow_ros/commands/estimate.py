@@ -21,9 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('frame1', type=Path, help='the previous frame')
     parser.add_argument('frame2', type=Path, help='the current frame, of the same size')
     parser.add_argument(
-        '-o', '--output', type=Path, metavar='OUT', help='.flo (Middlebury), .png (KITTI, 16 bit) or .npy'
+        '-o',
+        '--output',
+        type=Path,
+        metavar='OUT',
+        help='.flo (Middlebury), .png (KITTI, 16 bit) or .npy',
     )
-    parser.add_argument('--color', type=Path, metavar='OUT.png', help="also a picture in Middlebury's colours")
+    parser.add_argument(
+        '--color', type=Path, metavar='OUT.png', help="also a picture in Middlebury's colours"
+    )
     parser.add_argument('--json', action='store_true', help='print what was done as JSON')
     add_estimator_arguments(parser)
 
@@ -31,17 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Estimate, write the files, say what was seen."""
     from perceiver_flow_ros.flow.color import flow_to_color
-    from perceiver_flow_ros.flow.files import check_flow_path, check_image_path, read_image, write_flow, write_image
+    from perceiver_flow_ros.flow.files import read_image, write_flow, write_image
 
-    if not (args.output or args.color):
-        raise ValueError('nothing to write: give -o OUT.flo|.png|.npy or --color OUT.png')
-    if args.output:
-        check_flow_path(args.output)
-    if args.color:
-        check_image_path(args.color)
+    check_outputs(args.output, args.color)
     frames = [read_image(path) for path in (args.frame1, args.frame2)]
     if frames[0].shape != frames[1].shape:
-        sizes = [f'{path} is {f.shape[1]}x{f.shape[0]}' for path, f in zip((args.frame1, args.frame2), frames)]
+        sizes = [
+            f'{path} is {f.shape[1]}x{f.shape[0]}'
+            for path, f in zip((args.frame1, args.frame2), frames)
+        ]
         raise ValueError(f'frames differ in size: {sizes[0]}, {sizes[1]}; a pair needs one size')
 
     estimator = estimator_from(args)
@@ -71,8 +75,24 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         print(
-            f'{estimator.name} ({estimator.device}, {estimator.precision}): {flow.shape[1]}x{flow.shape[0]} '
-            f'vectors in {seconds:.2f} s, motion {speed.mean():.2f} px mean, {speed.max():.2f} px largest'
+            f'{estimator.name} ({estimator.device}, {estimator.precision}): '
+            f'{flow.shape[1]}x{flow.shape[0]} vectors in {seconds:.2f} s, '
+            f'motion {speed.mean():.2f} px mean, {speed.max():.2f} px largest'
         )
         print('wrote ' + ', '.join(report['files']))
     return 0
+
+
+def check_outputs(output: Path | None, color: Path | None) -> None:
+    """Refuse, before the long work, what could not be written after it."""
+    from perceiver_flow_ros.flow.files import FLOW_SUFFIXES, IMAGE_SUFFIXES, check_suffix
+
+    if not (output or color):
+        raise ValueError('nothing to write: give -o OUT.flo|.png|.npy or --color OUT.png')
+    if output and color and output.resolve() == color.resolve():
+        raise ValueError(f'{output}: -o and --color name the same file')
+    for path, suffixes in ((output, FLOW_SUFFIXES), (color, IMAGE_SUFFIXES)):
+        if path:
+            check_suffix(path, suffixes)
+            if not path.resolve().parent.is_dir():
+                raise FileNotFoundError(2, 'No such folder to write to', str(path.parent))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `perceiver_flow`: one subcommand a file of this folder, one clear line for a wrong input."""
+"""The command `perceiver_flow`: a file of this folder per subcommand, a line per wrong input."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str):
+        """Exit with code 2 and one line."""
         self.exit(2, f'perceiver_flow: error: {message} (see {self.prog} --help)\n')
 
 
@@ -56,8 +57,8 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def input_errors() -> tuple[type[Exception], ...]:
-    """List the errors that a wrong input causes; WeightsError only where the weights module (and torch) is loaded."""
-    weights = sys.modules.get('perceiver_flow_ros.model.weights')
+    """List the errors that a wrong input causes."""
+    weights = sys.modules.get('perceiver_flow_ros.model.weights')  # where loaded: it needs torch
     return (ValueError, OSError, ImportError, *([weights.WeightsError] if weights else []))
 
 

@@ -22,18 +22,27 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         '--model',
         default='lite',
         metavar='lite|official|dis|PATH|HF_ID',
-        help='packaged weights, the checkpoint in the local cache, OpenCV DIS, a folder or file of weights, '
-        'or a Hugging Face id (default: lite)',
+        help='packaged weights, the checkpoint in the local cache, OpenCV DIS, a folder or file '
+        'of weights, or a Hugging Face id (default: lite)',
     )
     group.add_argument('--device', default='auto', metavar='auto|cpu|cuda', help='default: auto')
     group.add_argument(
-        '--precision', default='auto', choices=('auto', *PRECISIONS), help='default: auto (float32)'
+        '--precision',
+        default='auto',
+        choices=('auto', *PRECISIONS),
+        help='default: auto (float32)',
     )
     group.add_argument(
-        '--tiling', default='tile', choices=TILINGS, help='the official model on other sizes (default: tile)'
+        '--tiling',
+        default='tile',
+        choices=TILINGS,
+        help='the official model on other sizes (default: tile)',
     )
     group.add_argument(
-        '--quality', default='auto', choices=QUALITIES, help='speed against accuracy of lite and dis'
+        '--quality',
+        default='auto',
+        choices=QUALITIES,
+        help='speed against accuracy of lite and dis',
     )
     group.add_argument(
         '--query-stride',
@@ -42,7 +51,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         choices=QUERY_STRIDES,
         help='estimate every n-th row and column only (default: 1)',
     )
-    group.add_argument('--allow-download', action='store_true', help='fetch missing weights from the hub')
+    group.add_argument(
+        '--allow-download', action='store_true', help='fetch missing weights from the hub'
+    )
 
 
 def estimator_from(args: argparse.Namespace) -> FlowEstimator:

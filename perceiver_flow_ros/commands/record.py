@@ -23,27 +23,52 @@ FIRST_STAMP = 1.0  # s; zero means "no stamp" to much of ROS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's arguments."""
-    parser.add_argument('source', type=Path, help='a folder of images (in the order of their names) or a video')
     parser.add_argument(
-        '-o', '--output', type=Path, required=True, metavar='BAG', help='NAME.mcap, NAME.db3 or a bag folder'
-    )
-    parser.add_argument('--storage', choices=('mcap', 'sqlite3'), help='of a bag folder (default: mcap)')
-    parser.add_argument('--pattern', default='*', metavar='GLOB', help="which images of the folder: '*.color.jpg'")
-    parser.add_argument(
-        '--fps', type=float, metavar='HZ', help="frame rate (default: times.txt beside the images, or the video's)"
+        'source', type=Path, help='a folder of images (in the order of their names) or a video'
     )
     parser.add_argument(
-        '--start', type=float, metavar='SECONDS', help='stamp of the first frame (default: that of times.txt, or 1)'
+        '-o',
+        '--output',
+        type=Path,
+        required=True,
+        metavar='BAG',
+        help='NAME.mcap, NAME.db3 or a bag folder',
     )
     parser.add_argument(
-        '--calibration', type=Path, metavar='FILE', help='camera_info YAML (camera_calibration_parsers) or KITTI calib.txt'
+        '--storage', choices=('mcap', 'sqlite3'), help='of a bag folder (default: mcap)'
     )
     parser.add_argument(
-        '--kitti-camera', type=int, default=0, metavar='N', help='which P of a KITTI calib.txt (default: 0)'
+        '--pattern', default='*', metavar='GLOB', help="which images of the folder: '*.color.jpg'"
+    )
+    parser.add_argument(
+        '--fps',
+        type=float,
+        metavar='HZ',
+        help="frame rate (default: times.txt beside the images, or the video's)",
+    )
+    parser.add_argument(
+        '--start',
+        type=float,
+        metavar='SECONDS',
+        help='stamp of the first frame (default: that of times.txt, or 1)',
+    )
+    parser.add_argument(
+        '--calibration',
+        type=Path,
+        metavar='FILE',
+        help='camera_info YAML (camera_calibration_parsers) or KITTI calib.txt',
+    )
+    parser.add_argument(
+        '--kitti-camera',
+        type=int,
+        default=0,
+        metavar='N',
+        help='which P of a KITTI calib.txt (default: 0)',
     )
     parser.add_argument('--image-topic', default='/camera/image_raw', help='default: %(default)s')
     parser.add_argument(
-        '--camera-info-topic', help="default: camera_info beside the image topic (image_transport's convention)"
+        '--camera-info-topic',
+        help="default: camera_info beside the image topic (image_transport's convention)",
     )
     parser.add_argument('--frame-id', default='camera_optical_frame', help='default: %(default)s')
     parser.add_argument('--force', action='store_true', help='replace a bag that is there already')
@@ -58,12 +83,17 @@ def run(args: argparse.Namespace) -> int:
 
     check_options(args)
     frames, stamps = open_source(args)
-    calibration = read_calibration(args.calibration, args.kitti_camera) if args.calibration else None
+    calibration = (
+        read_calibration(args.calibration, args.kitti_camera) if args.calibration else None
+    )
     info_topic = args.camera_info_topic or args.image_topic.rpartition('/')[0] + '/camera_info'
     bag = BagWriter(args.output, storage=args.storage, force=args.force)
 
     count, first = 0, None
-    with bag, tqdm(frames, total=len(stamps), unit='frame', disable=None, file=sys.stderr) as progress:
+    with (
+        bag,
+        tqdm(frames, total=len(stamps), unit='frame', disable=None, file=sys.stderr) as progress,
+    ):
         for stamp, (name, image) in zip(stamps, progress):
             encoding = encoding_of(image, name)
             if first is None:
@@ -71,12 +101,17 @@ def run(args: argparse.Namespace) -> int:
                 info = camera_info(calibration, width=image.shape[1], height=image.shape[0])
             if (image.shape, encoding) != first:
                 raise ValueError(
-                    f'{name}: {image.shape[1]}x{image.shape[0]} {encoding}, but the first frame is '
-                    f'{first[0][1]}x{first[0][0]} {first[1]}; choose images of one kind with --pattern'
+                    f'{name}: {image.shape[1]}x{image.shape[0]} {encoding}, but the first frame '
+                    f'is {first[0][1]}x{first[0][0]} {first[1]}; choose one kind with --pattern'
                 )
             header = header_message(stamp, args.frame_id)
             info.header = header
-            bag.write(args.image_topic, 'sensor_msgs/msg/Image', image_message(image, encoding, header), stamp)
+            bag.write(
+                args.image_topic,
+                'sensor_msgs/msg/Image',
+                image_message(image, encoding, header),
+                stamp,
+            )
             bag.write(info_topic, 'sensor_msgs/msg/CameraInfo', info, stamp)
             count += 1
         if first is None:
@@ -94,7 +129,10 @@ def run(args: argparse.Namespace) -> int:
         'camera_info_topic': info_topic,
     }
     if count < len(stamps):
-        print(f'{args.source}: only {count} of {len(stamps)} announced frames could be read', file=sys.stderr)
+        print(
+            f'{args.source}: only {count} of {len(stamps)} announced frames could be read',
+            file=sys.stderr,
+        )
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -123,7 +161,11 @@ def check_options(args: argparse.Namespace) -> None:
 def open_source(args: argparse.Namespace) -> tuple[Iterator[tuple[str, np.ndarray]], list[int]]:
     """Give an iterator of (name, image as OpenCV has it) and the stamps in nanoseconds."""
     if args.source.is_dir():
-        files = [f for f in args.source.glob(args.pattern) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
+        files = [
+            f
+            for f in args.source.glob(args.pattern)
+            if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+        ]
         files.sort(key=natural)
         if not files:
             raise ValueError(
@@ -140,7 +182,9 @@ def read_images(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
     import cv2
 
     for file in files:
-        image = cv2.imdecode(np.frombuffer(file.read_bytes() or b'\0', np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(
+            np.frombuffer(file.read_bytes() or b'\0', np.uint8), cv2.IMREAD_UNCHANGED
+        )
         if image is None:
             raise ValueError(f'{file}: not a whole image that OpenCV reads')
         if image.ndim == 3 and image.dtype == np.uint16:  # no driver publishes 48-bit colour
@@ -182,15 +226,26 @@ def find_times(args: argparse.Namespace, count: int) -> list[float] | None:
             except ValueError as error:
                 raise ValueError(f'{file}: {error}; expected a time in seconds a line') from None
             if len(times) != count:
-                raise ValueError(f'{file}: {len(times)} times for {count} images; mend it or give --fps')
-            if not all(a < b for a, b in zip([-math.inf, *times], [*times, math.inf])) or times[0] < 0:
+                raise ValueError(
+                    f'{file}: {len(times)} times for {count} images; mend it or give --fps'
+                )
+            if (
+                not all(a < b for a, b in zip([-math.inf, *times], [*times, math.inf]))
+                or times[0] < 0
+            ):
                 raise ValueError(f'{file}: the times do not increase from 0 or later')
             return times
-    raise ValueError(f'{args.source}: no times.txt in it or beside it; give the frame rate with --fps')
+    raise ValueError(
+        f'{args.source}: no times.txt in it or beside it; give the frame rate with --fps'
+    )
 
 
 def stamps_of(
-    count: int, args: argparse.Namespace, *, times: list[float] | None = None, rate: float | None = None
+    count: int,
+    args: argparse.Namespace,
+    *,
+    times: list[float] | None = None,
+    rate: float | None = None,
 ) -> list[int]:
     """Give the stamps in nanoseconds: the times, or evenly spaced ones."""
     if times is None:
@@ -211,7 +266,7 @@ def natural(path: Path) -> list:
 
 @dataclass
 class Calibration:
-    """What camera_info says of a camera; `size` (width, height) is None where the file does not tell."""
+    """What camera_info says of a camera; `size` (width, height) is None where it is not told."""
 
     k: list[float]
     p: list[float]
@@ -222,7 +277,7 @@ class Calibration:
 
 
 def read_calibration(path: Path, kitti_camera: int = 0) -> Calibration:
-    """Read a camera_info YAML of camera_calibration_parsers, or projection matrix N of a KITTI calib.txt."""
+    """Read a camera_info YAML (camera_calibration_parsers) or row PN of a KITTI calib.txt."""
     import yaml
 
     text = path.read_text(errors='replace')
@@ -269,18 +324,27 @@ def matrix(content: dict, name: str, size: int | None) -> list[float]:
 def encoding_of(image: np.ndarray, name: str) -> str:
     """Name the ROS encoding of an image as OpenCV reads it."""
     channels = 1 if image.ndim == 2 else image.shape[2]
-    encodings = {('uint8', 1): 'mono8', ('uint16', 1): 'mono16', ('uint8', 3): 'bgr8', ('uint8', 4): 'bgra8'}
+    encodings = {
+        ('uint8', 1): 'mono8',
+        ('uint16', 1): 'mono16',
+        ('uint8', 3): 'bgr8',
+        ('uint8', 4): 'bgra8',
+    }
     encoding = encodings.get((image.dtype.name, channels))
     if encoding is None:
-        raise ValueError(f'{name}: {channels} channels of {image.dtype}; expected grey of 8 or 16 bits or 8-bit colour')
+        raise ValueError(
+            f'{name}: {channels} channels of {image.dtype}; expected grey or colour of 8 bits, '
+            'or grey of 16'
+        )
     return encoding
 
 
 def camera_info(calibration: Calibration | None, width: int, height: int):
-    """Make the sensor_msgs/CameraInfo of a camera; without a calibration K is zero, which says so."""
+    """Make the sensor_msgs/CameraInfo; without a calibration K is zero, which says so."""
     if calibration and calibration.size not in (None, (width, height)):
         raise ValueError(
-            f'the calibration is for {calibration.size[0]}x{calibration.size[1]} images, these are {width}x{height}'
+            f'the calibration is for {calibration.size[0]}x{calibration.size[1]} images, '
+            f'these are {width}x{height}'
         )
     from perceiver_flow_ros.commands.bagfile import camera_info_message
 

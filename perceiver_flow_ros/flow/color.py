@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Middlebury colour code of optical flow (Baker et al. 2011): hue is direction, saturation is speed."""
+"""The Middlebury colour code of flow (Baker et al. 2011): hue is direction, saturation speed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def flow_to_color(flow: np.ndarray, max_magnitude: float | None = None) -> np.nd
     # The speed fades it towards white; out of range it is darkened instead.
     speed = np.sqrt(u * u + v * v)
     image = np.zeros((*flow.shape[:2], 3), np.uint8)
-    for channel, wheel in enumerate(WHEEL.T):  # a plane at a time: three times faster than all at once
+    for channel, wheel in enumerate(
+        WHEEL.T
+    ):  # a plane at a time: three times faster than all at once
         color = (1 - share) * wheel[first] + share * wheel[second]
         color = np.where(speed <= 1, 1 - speed * (1 - color), color * np.float32(0.75))
         image[:, :, channel] = np.where(known, np.float64(255) * color, 0)
@@ -60,7 +62,12 @@ def _make_wheel() -> np.ndarray:
     for start, end, count in zip(corners, corners[1:], steps):
         for i in range(count):
             ramp = 255 * i // count
-            colors.append([min(a, 255 - ramp) if b < a else max(a, ramp * b // 255) for a, b in zip(start, end)])
+            colors.append(
+                [
+                    min(a, 255 - ramp) if b < a else max(a, ramp * b // 255)
+                    for a, b in zip(start, end)
+                ]
+            )
     return np.array(colors, np.float32) / 255
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenCV's DIS optical flow (Kroeger et al. 2016): the classical baseline, behind the same interface."""
+"""OpenCV's DIS flow (Kroeger et al. 2016): the classical baseline, behind the same interface."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ PRESETS = {
     'best': cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
     'auto': cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
-MIN_SIZE = 64  # px; below it OpenCV's coarsest level has no room for a patch: the frames are padded
+MIN_SIZE = (
+    64  # px; below it OpenCV's coarsest level has no room for a patch: the frames are padded
+)
 
 
 class DisEstimator:
-    """Dense Inverse Search on grey frames, on the CPU (see `FlowEstimator` for shapes and units)."""
+    """Dense Inverse Search on grey frames, on the CPU (shapes and units as in `FlowEstimator`)."""
 
     name = 'dis'
     device = 'cpu'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One small interface in front of every way to estimate optical flow, and the function that picks one."""
+"""One small interface in front of every way to estimate flow, and the function that picks one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FlowEstimator(Protocol):
     """
     A frame pair in, a flow field out.
 
-    Flow is in pixels of the input image, (u right, v down), from the previous frame to the current one,
-    on the previous frame's grid: what is seen at ``(x, y)`` before is at ``(x + u, y + v)`` now.
+    Flow is in pixels of the input image, (u right, v down), from the previous frame to the current
+    one, on the previous frame's grid: what was seen at ``(x, y)`` is at ``(x + u, y + v)`` now.
     """
 
     name: str  # 'official' | 'lite' | 'dis'
@@ -55,8 +55,8 @@ class FlowEstimator(Protocol):
         Parameters
         ----------
         previous, current : as in `__call__`.
-        points : (N, 2) pixel coordinates (x, y) of the previous frame. `official` decodes exactly these
-            (integer) pixels; `lite` and `dis` sample their dense field bilinearly.
+        points : (N, 2) pixel coordinates (x, y) of the previous frame. `official` decodes exactly
+            these (integer) pixels; `lite` and `dis` sample their dense field bilinearly.
 
         Returns
         -------
@@ -81,9 +81,9 @@ def load_estimator(
 
     Parameters
     ----------
-    model : ``'lite'`` (packaged weights), ``'official'`` (DeepMind's checkpoint in the local Hugging Face
-        cache), ``'dis'`` (OpenCV's DIS, the classical baseline), a path (a folder with ``config.json``, a
-        ``.safetensors`` file, a ``pytorch_model.bin``) or a Hugging Face id.
+    model : ``'lite'`` (packaged weights), ``'official'`` (DeepMind's checkpoint in the local
+        Hugging Face cache), ``'dis'`` (OpenCV's DIS, the classical baseline), a path (a folder with
+        ``config.json``, a ``.safetensors`` file, a ``pytorch_model.bin``) or a Hugging Face id.
     device : ``'auto'`` (CUDA where there is one), ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
     precision : ``'float32'``, ``'bfloat16'``, ``'float16'``; ``'auto'`` is float32, the exact one.
     tiling : how `official` treats an image that is not 368x496: ``'tile'`` or ``'resize'``.
@@ -107,23 +107,27 @@ def load_estimator(
     _check_choice('quality', quality, QUALITIES)
     _check_choice('query_stride', query_stride, QUERY_STRIDES)
     if not str(model):
-        raise ValueError("model is empty: expected 'lite', 'official', 'dis', a path or a Hugging Face id")
+        raise ValueError(
+            "model is empty: expected 'lite', 'official', 'dis', a path or a Hugging Face id"
+        )
 
     variant, weights = _variant(model)
     if tiling == 'resize' and variant != 'official':
         raise ValueError(
-            f"tiling 'resize' concerns the official model only: {variant!r} takes any image size as it is; "
-            "use tiling 'tile'"
+            f"tiling 'resize' concerns the official model only: {variant!r} takes any image size "
+            "as it is; use tiling 'tile'"
         )
     if quality != 'auto' and variant == 'official':
         raise ValueError(
-            f"quality {quality!r} concerns 'lite' and 'dis' only: the official model has one setting; "
-            "use quality 'auto' (query_stride trades density for speed)"
+            f"quality {quality!r} concerns 'lite' and 'dis' only: the official model has one "
+            "setting; use quality 'auto' (query_stride trades density for speed)"
         )
 
     if variant == 'dis':
         if device not in ('auto', 'cpu'):
-            raise ValueError(f"model 'dis' runs on the CPU only, not on {device!r}; use device 'cpu' or 'auto'")
+            raise ValueError(
+                f"model 'dis' runs on the CPU only, not on {device!r}; use device 'cpu' or 'auto'"
+            )
         if precision not in ('auto', 'float32'):
             raise ValueError(f"model 'dis' computes in float32 only, not in {precision}")
         from perceiver_flow_ros.flow.dis import DisEstimator
@@ -162,35 +166,42 @@ def resolve_device(device: str) -> str:
     except RuntimeError:
         wanted = None
     if wanted is None or wanted.type not in ('cpu', 'cuda'):
-        raise ValueError(f"device {device!r} is unknown: expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(
+            f"device {device!r} is unknown: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        )
     if wanted.type == 'cpu':
         return 'cpu'
     if not torch.cuda.is_available():
         raise ValueError(
             f'device {device!r}: no CUDA device: torch.cuda.is_available() is False (torch '
-            f'{torch.__version__}, no NVIDIA driver or a build without CUDA); use device "cpu" or "auto"'
+            f'{torch.__version__}, no NVIDIA driver or a build without CUDA); '
+            'use device "cpu" or "auto"'
         )
     index = torch.cuda.current_device() if wanted.index is None else wanted.index
     if index >= torch.cuda.device_count():
-        raise ValueError(f'device {device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)')
+        raise ValueError(
+            f'device {device!r}: this machine has {torch.cuda.device_count()} CUDA device(s)'
+        )
     return f'cuda:{index}'
 
 
 def check_pair(previous: np.ndarray, current: np.ndarray) -> None:
-    """Raise ValueError, naming shapes and dtypes, unless both are images of one size and one kind."""
+    """Raise ValueError, naming shapes and dtypes, unless both are images of one size and kind."""
     for name, image in (('previous', previous), ('current', current)):
         if not isinstance(image, np.ndarray):
             raise ValueError(f'{name} frame is a {type(image).__name__}, expected a numpy array')
         shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
         if image.dtype != np.uint8 or not shaped:
             raise ValueError(
-                f'{name} frame is {image.shape} {image.dtype}, expected (H, W, 3) uint8 RGB or (H, W) uint8 grey'
+                f'{name} frame is {image.shape} {image.dtype}, '
+                'expected (H, W, 3) uint8 RGB or (H, W) uint8 grey'
             )
         if image.size == 0:
             raise ValueError(f'{name} frame is empty: {image.shape}, expected at least 1x1 pixels')
     if previous.shape != current.shape:
         raise ValueError(
-            f'frames differ in shape: previous {previous.shape}, current {current.shape}; a pair needs one size'
+            f'frames differ in shape: previous {previous.shape}, current {current.shape}; '
+            'a pair needs one size'
         )
 
 
@@ -200,11 +211,13 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Bilinear samples (N, 2) of a dense flow (H, W, 2) at points (N, 2) (x, y) inside the image."""
+    """Sample a dense flow (H, W, 2) bilinearly at points (N, 2) (x, y) inside it: (N, 2)."""
     height, width = flow.shape[:2]
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f'points have shape {points.shape}, expected (N, 2) pixel coordinates (x, y)')
+        raise ValueError(
+            f'points have shape {points.shape}, expected (N, 2) pixel coordinates (x, y)'
+        )
     if not ((points >= 0) & (points <= (width - 1, height - 1))).all():
         raise ValueError(f'points lie outside the {width}x{height} image (or are not finite)')
     low = np.minimum(points.astype(int), np.maximum((width - 2, height - 2), 0))
@@ -226,7 +239,9 @@ def _variant(model: str | Path) -> tuple[str, Path | str | None]:
         from perceiver_flow_ros.model.weights import variant_of
 
         return variant_of(path), path
-    return 'official', str(model)  # a Hugging Face id, or a path that is not there: its loader says so
+    return 'official', str(
+        model
+    )  # a Hugging Face id, or a path that is not there: its loader says so
 
 
 def _check_choice(name: str, value: object, choices: tuple) -> None:
@@ -239,6 +254,6 @@ def _require_torch(model: str) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'model {model!r} needs PyTorch, which could not be imported ({error}); install it (rosdep key '
-            "python3-torch, or pip install torch), or use model 'dis'"
+            f'model {model!r} needs PyTorch, which could not be imported ({error}); install it '
+            "(rosdep key python3-torch, or pip install torch), or use model 'dis'"
         ) from error

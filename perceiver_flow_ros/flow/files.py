@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow files (Middlebury .flo, KITTI 16-bit .png, .npy) and images. What is written appears whole or not at all."""
+"""Flow files (Middlebury .flo, KITTI .png, .npy) and images, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from perceiver_flow_ros.flow.color import UNKNOWN
 
 FLOW_SUFFIXES = ('.flo', '.png', '.npy')
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 FLO_TAG = b'PIEH'  # the float 202021.25 in little endian
 FLO_UNKNOWN = 1e10
 KITTI_LIMIT = 512  # px; components from -512 to 511.98 in steps of 1/64
@@ -39,9 +40,9 @@ def read_flow(path: str | Path) -> np.ndarray:
 
     """
     path = Path(path)
-    readers = {'.flo': _parse_flo, '.png': _parse_kitti, '.npy': _parse_npy}
-    reader = readers[_suffix(path)]
-    flow = reader(path.read_bytes(), path)
+    check_suffix(path, FLOW_SUFFIXES)
+    parse = {'.flo': _parse_flo, '.png': _parse_kitti, '.npy': _parse_npy}[path.suffix.lower()]
+    flow = parse(path.read_bytes(), path)
     unknown = ~(np.abs(flow) <= UNKNOWN).all(axis=2)
     flow[unknown] = np.nan
     return flow
@@ -51,13 +52,15 @@ def write_flow(path: str | Path, flow: np.ndarray) -> None:
     """
     Write a flow field (H, W, 2) in pixels, NaN where unknown, as its name's suffix says.
 
-    ``.flo`` and ``.npy`` keep float32 exactly; KITTI's ``.png`` rounds to 1/64 px and holds less than 512 px.
+    ``.flo`` and ``.npy`` keep float32 exactly; KITTI's ``.png`` rounds to 1/64 px and holds less
+    than 512 px.
     """
     path = Path(path)
     flow = np.asarray(flow, np.float32)
     if flow.ndim != 3 or flow.shape[2] != 2 or not flow.size:
         raise ValueError(f'{path}: flow has shape {flow.shape}, expected (H, W, 2)')
-    suffix = _suffix(path)
+    check_suffix(path, FLOW_SUFFIXES)
+    suffix = path.suffix.lower()
     unknown = ~np.isfinite(flow).all(axis=2)
     if suffix == '.npy':
         buffer = io.BytesIO()
@@ -72,8 +75,8 @@ def write_flow(path: str | Path, flow: np.ndarray) -> None:
         if steps.min() < 0 or steps.max() > 2**16 - 1:
             largest = float(np.abs(flow[~unknown]).max())
             raise ValueError(
-                f'{path}: a KITTI .png holds less than {KITTI_LIMIT} px a component, this flow has '
-                f'{largest:.1f} px; write .flo or .npy'
+                f'{path}: a KITTI .png holds less than {KITTI_LIMIT} px a component, this flow '
+                f'has {largest:.1f} px; write .flo or .npy'
             )
         steps[unknown] = 0
         bgr = np.dstack([~unknown, steps[:, :, 1], steps[:, :, 0]]).astype(np.uint16)
@@ -91,21 +94,34 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     image = _decode(path.read_bytes(), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f'{path}: not a whole image of a kind that OpenCV reads (PNG, JPEG, PPM, TIFF, ...)')
+        raise ValueError(
+            f'{path}: not a whole image of a kind that OpenCV reads (PNG, JPEG, PPM, TIFF, ...)'
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image, (H, W, 3) RGB or (H, W) grey, uint8, in the format of its suffix."""
     path = Path(path)
-    if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or image.shape[2:] == (3,)):
-        raise ValueError(f'{path}: image is {image.shape} {image.dtype}, expected (H, W, 3) or (H, W) uint8')
+    if (
+        image.dtype != np.uint8
+        or not image.size
+        or not (image.ndim == 2 or image.shape[2:] == (3,))
+    ):
+        raise ValueError(
+            f'{path}: image is {image.shape} {image.dtype}, expected (H, W, 3) or (H, W) uint8'
+        )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    try:
-        data = cv2.imencode(path.suffix.lower(), bgr)[1]
-    except cv2.error:
-        raise ValueError(f'{path}: no image format {path.suffix!r}; use .png or .jpg') from None
-    write_whole(path, data.tobytes())
+    check_suffix(path, IMAGE_SUFFIXES)
+    write_whole(path, cv2.imencode(path.suffix.lower(), bgr)[1].tobytes())
+
+
+def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise ValueError unless the path's suffix is one of these."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f'{path}: the suffix is {path.suffix!r}, expected one of {", ".join(suffixes)}'
+        )
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
@@ -124,16 +140,11 @@ def write_whole(path: str | Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in FLOW_SUFFIXES:
-        raise ValueError(f'{path}: no flow format {path.suffix!r}; expected {", ".join(FLOW_SUFFIXES)}')
-    return suffix
-
-
 def _parse_flo(data: bytes, path: Path) -> np.ndarray:
     if data[:4] != FLO_TAG:
-        raise ValueError(f'{path}: not a Middlebury .flo file: it starts with {data[:4]!r}, expected {FLO_TAG!r}')
+        raise ValueError(
+            f'{path}: not a Middlebury .flo file: it starts with {data[:4]!r}, not {FLO_TAG!r}'
+        )
     width, height = (int(n) for n in np.frombuffer(data[4:12].ljust(8, b'\0'), '<i4'))
     if not (0 < width < 100_000 and 0 < height < 100_000):
         raise ValueError(f'{path}: corrupt .flo file: its header says {width}x{height} pixels')
@@ -162,7 +173,9 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise ValueError(f'{path}: corrupt .npy file: {error}') from None
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind != 'f':
-        raise ValueError(f'{path}: holds {flow.shape} {flow.dtype}, expected a flow (H, W, 2) of floats')
+        raise ValueError(
+            f'{path}: holds {flow.shape} {flow.dtype}, expected a flow (H, W, 2) of floats'
+        )
     return flow.astype(np.float32)
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def end_point_error(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+def end_point_error(
+    flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None
+) -> np.ndarray:
     """
     Length of the difference to the true flow at every pixel.
 
@@ -17,12 +19,14 @@ def end_point_error(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
 
     Returns
     -------
-    (H, W) float32 pixels: NaN where the truth is unknown or not to be counted, infinite where only the
-    estimate is missing, so that a flow with holes never scores better than one without.
+    (H, W) float32 pixels: NaN where the truth is unknown or not to be counted, infinite where only
+    the estimate is missing, so that a flow with holes never scores better than one without.
 
     """
     if flow.shape != truth.shape or flow.ndim != 3 or flow.shape[2] != 2:
-        raise ValueError(f'flow {flow.shape} and truth {truth.shape} differ in shape, expected (H, W, 2) both')
+        raise ValueError(
+            f'flow {flow.shape} and truth {truth.shape} differ in shape, expected (H, W, 2) both'
+        )
     error = np.linalg.norm(flow.astype(np.float32) - truth, axis=2)
     error[~np.isfinite(flow).all(axis=2)] = np.inf
     known = np.isfinite(truth).all(axis=2)
@@ -30,7 +34,9 @@ def end_point_error(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     return error
 
 
-def metrics(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+def metrics(
+    flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, float]:
     """
     Sum up the errors of a flow field.
 
@@ -41,9 +47,9 @@ def metrics(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None
     Returns
     -------
     dict
-        ``epe``: mean end-point error, pixels. ``fl``: KITTI's outliers, percent of the pixels whose error is
-        over 3 px and over 5 % of the true motion. ``px1``, ``px3``, ``px5``: percent of the pixels with an
-        error over 1, 3, 5 px. ``pixels``: how many were counted.
+        ``epe``: mean end-point error, pixels. ``fl``: KITTI's outliers, percent of the pixels
+        whose error is over 3 px and over 5 % of the true motion. ``px1``, ``px3``, ``px5``: percent
+        of the pixels with an error over 1, 3, 5 px. ``pixels``: how many were counted.
 
     Raises
     ------
