@@ -97,10 +97,9 @@ def evaluate_pair(pair: Pair, estimators: dict) -> dict:
     frames = read_image(pair.previous), read_image(pair.current)
     truth = read_flow(pair.truth)
     for path, frame in zip((pair.previous, pair.current), frames):
-        if frame.shape[:2] != truth.shape[:2]:
-            raise ValueError(
-                f'{path} is {frame.shape[:2]}, its true flow {pair.truth} is {truth.shape[:2]}'
-            )
+        (h, w), (rows, columns) = frame.shape[:2], truth.shape[:2]
+        if (h, w) != (rows, columns):
+            raise ValueError(f'{path} is {w}x{h}, but its true flow {pair.truth} {columns}x{rows}')
     if pair.invalid:
         truth[read_image(pair.invalid)[:, :, 0] > 0] = np.nan
 
