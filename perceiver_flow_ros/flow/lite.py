@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packaged lite network behind the estimator interface: any image, three settings."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
+from perceiver_flow_ros.model.lite import resize_flow, TOKEN
+from perceiver_flow_ros.model.weights import load_lite
+
+PACKAGED = Path(__file__).parent.parent / 'model' / 'lite.safetensors'
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Speed against accuracy: the pyramid level to stop at, and what follows."""
+
+    finest: int         # level k has 1/2^k of the resolution
+    refine: bool        # OpenCV's variational refinement at full resolution
+
+
+SETTINGS = {
+    'fast': Setting(finest=2, refine=True),
+    'balanced': Setting(finest=1, refine=True),
+    'best': Setting(finest=0, refine=True),
+}
+DEFAULT = 'balanced'
+
+
+class LiteEstimator:
+    """
+    Coarse-to-fine flow with the lite Perceiver (see `FlowEstimator` for shapes and units).
+
+    Parameters
+    ----------
+    weights : a ``.safetensors`` file of the lite variant; None is the packaged one.
+    device, precision : as in `load_estimator`; half precisions run under autocast.
+    quality : ``'fast'`` stops at a quarter of the resolution, ``'balanced'`` at half, ``'best'``
+        goes to the end; each is followed by variational refinement. ``'auto'`` is balanced.
+    query_stride : flow is returned at the pixels [::query_stride, ::query_stride].
+
+    Raises
+    ------
+    perceiver_flow_ros.model.weights.WeightsError
+        When the weights are missing, corrupt or of another network.
+
+    """
+
+    name = 'lite'
+
+    def __init__(self, weights: Path | None = None, *, device: str = 'cpu',
+                 precision: str = 'float32', quality: str = 'auto', query_stride: int = 1):
+        self.device, self.precision, self.query_stride = device, precision, query_stride
+        self.setting = SETTINGS[DEFAULT if quality == 'auto' else quality]
+        network = load_lite(weights or PACKAGED)
+        self._network = network.to(device, memory_format=torch.channels_last).eval()
+
+    def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
+        """Estimate the flow on the query grid: (ceil(H/s), ceil(W/s), 2) float32 pixels."""
+        dense = self._dense(previous, current)
+        return np.ascontiguousarray(dense[::self.query_stride, ::self.query_stride])
+
+    def at(self, previous: np.ndarray, current: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Sample the dense flow bilinearly at points (N, 2) (x, y): (N, 2) float32 pixels."""
+        return sample(self._dense(previous, current), points)
+
+    @torch.inference_mode()
+    def _dense(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
+        check_pair(previous, current)
+        height, width = previous.shape[:2]
+        first, second = (self._frame(as_rgb(frame)) for frame in (previous, current))
+        with torch.autocast(torch.device(self.device).type,
+                            getattr(torch, self.precision), enabled=self.precision != 'float32'):
+            flow = self._network(first, second, self.setting.finest)[-1].float()
+        flow = resize_flow(flow, *first.shape[-2:])[0, :, :height, :width]
+        flow = np.ascontiguousarray(flow.permute(1, 2, 0).cpu().numpy())
+        return refined(flow, previous, current) if self.setting.refine else flow
+
+    def _frame(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (1, 3, H', W') 0..1, its borders repeated up to whole tokens."""
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        tensor = tensor.permute(2, 0, 1)[None].float() / 255
+        bottom, right = (max(-n % TOKEN, 4 * TOKEN - n) for n in image.shape[:2])
+        return F.pad(tensor, (0, right, 0, bottom), mode='replicate')
+
+
+def refined(flow: np.ndarray, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """Flow (H, W, 2) after OpenCV's variational refinement (Brox et al. 2004) on grey frames."""
+    if min(flow.shape[:2]) < 2:
+        return flow
+    grey = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (previous, current)]
+    return cv2.VariationalRefinement_create().calc(*grey, flow)

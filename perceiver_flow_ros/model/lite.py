@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lite variant: a small Perceiver IO that estimates flow coarse to fine.
+
+One network serves every pyramid level. It sees the previous frame and the current one, warped by the
+flow so far, and returns the residual flow: convolutional tokens at 1/4 of the level's resolution
+with a local correlation of the two frames (as in PWC-Net, https://arxiv.org/abs/1709.02371) are
+read by latents (encode), which process the global motion, and every token queries them (decode,
+with query residual). A convex combination of neighbours takes the result from the tokens to pixels
+(as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3).
+"""
+from dataclasses import dataclass
+import math
+
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
+
+TOKEN = 4  # pixels of the level per token and axis
+
+
+@dataclass(frozen=True)
+class LiteConfig:
+    """Sizes of the lite network; stored beside its weights."""
+
+    feature_channels: int = 48
+    joint_channels: int = 80
+    radius: int = 4             # of the local correlation, in tokens
+    bands: int = 12             # Fourier bands per axis
+    token_channels: int = 96
+    latents: int = 64
+    latent_channels: int = 160
+    layers: int = 4
+    heads: int = 8
+    head_channels: int = 64
+    smallest: int = 20          # pixels: the pyramid ends before its shorter side falls below
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around which the input is added."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1, self.conv2 = conv(channels, channels), conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
+
+
+class Features(nn.Module):
+    """Siamese features of a frame, (B, 3, h, w) -> (B, C, h/4, w/4)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = conv(3, channels // 2, stride=2)
+        self.conv2 = conv(channels // 2, channels, stride=2)
+        self.conv3 = conv(channels, channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(image))))
+        return x + self.conv3(x)
+
+
+def local_correlation(a: Tensor, b: Tensor, radius: int, block: int = 32) -> Tensor:
+    """Product of every token of ``a`` with its (2r+1)^2 neighbours in ``b``, zero outside.
+
+    ``a``, ``b``: (B, h, w, C) -> (B, h, w, (2r+1)^2). For each of the 2r+1 neighbouring rows, one
+    matrix product of a block of tokens with the widened block of the neighbours holds what is
+    asked for on its diagonals.
+    """
+    batch, h, w, _ = a.shape
+    size = 2 * radius + 1
+    b = F.pad(b, (0, 0, radius, radius, radius, radius))
+    columns = []
+    for x in range(0, w, block):
+        left = a[:, :, x:x + block]
+        n = left.shape[2]
+        rows = []
+        for dy in range(size):
+            right = b[:, dy:dy + h, x:x + n + 2 * radius]
+            products = left.flatten(0, 1) @ right.flatten(0, 1).mT  # (B h, n, n + 2r)
+            s = products.stride()
+            rows.append(products.as_strided((batch * h, n, size), (s[0], s[1] + s[2], s[2])))
+        columns.append(torch.cat(rows, -1).unflatten(0, (batch, h)))
+    return torch.cat(columns, 2)
+
+
+def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
+    """Least-squares motion of every token's surroundings, the classical answer for small motion.
+
+    The normal equations G u = -b of Lucas and Kanade (1981), with G and b summed over a token and
+    its 3x3, and its 7x7, neighbours. Frames (B, 3, h, w) -> (B, 8, h/4, w/4): for both windows u in
+    pixels (2 channels), then for both the logarithms of G's determinant and trace.
+    """
+    # Local means removed: a change of exposure is not motion.
+    first, second = (f - F.avg_pool2d(f, 9, 1, 4, count_include_pad=False)
+                     for f in (previous, current))
+    mean = F.pad((first + second) / 2, (1, 1, 1, 1), mode='replicate')
+    dx = (mean[:, :, 1:-1, 2:] - mean[:, :, 1:-1, :-2]) / 2
+    dy = (mean[:, :, 2:, 1:-1] - mean[:, :, :-2, 1:-1]) / 2
+    dt = second - first
+    products = torch.stack([dx * dx, dx * dy, dy * dy, dx * dt, dy * dt], 1).mean(2)
+    products = F.avg_pool2d(products, TOKEN)
+    flows, logs = [], []
+    for window in (3, 7):
+        local = F.avg_pool2d(products, window, 1, window // 2, count_include_pad=False)
+        xx, xy, yy, xt, yt = local.float().unbind(1)
+        xx, yy = xx + 1e-3, yy + 1e-3       # noise: no texture, no motion
+        determinant = xx * yy - xy * xy
+        u = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / determinant[:, None]
+        flows.append(u.clamp(-TOKEN, TOKEN))
+        logs.append(torch.stack([determinant, xx + yy], 1).log() / 4)
+    return torch.cat(flows + logs, 1)
+
+
+def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
+    """Position of every token in its level, (h*w, 2 + 4 bands): y, x, sines and cosines.
+
+    Positions run over [-1, 1] whatever the size, so that any image can be read.
+    """
+    y = (torch.arange(h, device=device) * 2 + 1) / h - 1
+    x = (torch.arange(w, device=device) * 2 + 1) / w - 1
+    position = torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1)
+    angle = math.pi * position[:, :, None] * torch.linspace(1, bands, bands, device=device)
+    return torch.cat([position, angle.sin().flatten(1), angle.cos().flatten(1)], 1)
+
+
+def warp(image: Tensor, flow: Tensor) -> Tensor:
+    """``image`` (B, C, h, w) sampled at pixel + flow (B, 2, h, w); border repeated."""
+    h, w = image.shape[-2:]
+    y = torch.arange(h, device=image.device, dtype=flow.dtype)[:, None]
+    x = torch.arange(w, device=image.device, dtype=flow.dtype)
+    grid = torch.stack([(x + flow[:, 0]) * (2 / w) + (1 / w - 1),
+                        (y + flow[:, 1]) * (2 / h) + (1 / h - 1)], -1)
+    return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
+
+
+def resize_flow(flow: Tensor, h: int, w: int) -> Tensor:
+    """Flow (B, 2, h0, w0) on another grid, its two components scaled each by its own factor."""
+    if flow.shape[-2:] == (h, w):
+        return flow
+    scale = flow.new_tensor([w / flow.shape[-1], h / flow.shape[-2]]).view(1, 2, 1, 1)
+    return F.interpolate(flow, (h, w), mode='bilinear', align_corners=False) * scale
+
+
+def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
+    """Each of a token's 4x4 pixels is a convex combination of 3x3 tokens (RAFT).
+
+    ``flow``: (B, 2, h, w), ``mask``: (B, 9 * 16, h, w) logits -> (B, 2, 4h, 4w).
+    """
+    batch, _, h, w = flow.shape
+    weights = mask.view(batch, 1, 9, TOKEN * TOKEN, h, w).softmax(2)
+    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
+    neighbours = neighbours.view(batch, 2, 9, 1, h, w)
+    return F.pixel_shuffle((weights * neighbours).sum(2).flatten(1, 2), TOKEN)
+
+
+def bilinear_logits() -> Tensor:
+    """Logits (9, 16) with which `convex_upsample` interpolates bilinearly."""
+    offset = (torch.arange(TOKEN) + 0.5) / TOKEN - 0.5
+    line = (1 - (offset - torch.arange(-1, 2)[:, None]).abs()).clamp(min=0.02)  # (3, 4)
+    return torch.einsum('ai,bj->abij', line, line).flatten(2).flatten(0, 1).log()
+
+
+class LitePerceiver(nn.Module):
+    """Perceiver IO for residual flow at one pyramid level, and the walk over the levels."""
+
+    def __init__(self, config: LiteConfig = LiteConfig()):
+        super().__init__()
+        self.config = c = config
+        self.features = Features(c.feature_channels)
+        correlations = (2 * c.radius + 1) ** 2
+        self.joint = conv(2 * c.feature_channels + correlations + 10, c.joint_channels, kernel=1)
+        self.mix = Residual(c.joint_channels)
+        self.project = nn.Linear(c.joint_channels + 2 + 4 * c.bands, c.token_channels)
+        self.latents = nn.Parameter(torch.randn(c.latents, c.latent_channels) * 0.02)
+        self.encoder = Encoder(
+            Layer(c.latent_channels, c.token_channels, qk_channels=c.token_channels,
+                  v_channels=c.token_channels, heads=c.heads // 2),
+            [Layer(c.latent_channels, qk_channels=c.latent_channels,
+                   v_channels=c.latent_channels, heads=c.heads) for _ in range(c.layers)])
+        self.decoder = Decoder(
+            Layer(c.token_channels, c.latent_channels, qk_channels=c.token_channels,
+                  v_channels=c.token_channels, heads=c.heads // 2), nn.Identity())
+        self.answer = nn.Linear(c.token_channels, c.joint_channels)
+        self.head = conv(c.joint_channels, c.head_channels)
+        self.flow = conv(c.head_channels, 4)
+        self.mask = conv(c.head_channels, 9 * TOKEN * TOKEN, kernel=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
+                nn.init.zeros_(module.bias)
+        for last in (self.flow, self.mask, self.answer):  # begin as pyramidal Lucas-Kanade
+            nn.init.normal_(last.weight, std=1e-3)
+        self.flow.bias.data[2:] = 2.
+        self.mask.bias.data = bilinear_logits().flatten()
+
+    def residual(self, previous: Tensor, current: Tensor, flow: Tensor) -> Tensor:
+        """Flow (B, 2, h, w) at one level improved by one pass of the network.
+
+        ``previous``, ``current``: normalised frames (B, 3, h, w) of the level, h and w multiples
+        of 4; ``flow``: the estimate so far, pixels of the level.
+        """
+        # Preprocess: tokens from both frames' features, how these match, what the gradients say.
+        batch, _, h, w = flow.shape
+        warped = warp(current, flow)
+        a, b = standardised(self.features(torch.cat([previous, warped]))).chunk(2)
+        unit = [F.normalize(f.permute(0, 2, 3, 1), dim=-1) for f in (a, b)]
+        correlation = 4 * local_correlation(*unit, self.config.radius).permute(0, 3, 1, 2)
+        gradient = lucas_kanade(previous, warped)
+        coarse = F.avg_pool2d(flow, TOKEN)
+        detail = coarse - F.avg_pool2d(coarse, 5, 1, 2, count_include_pad=False)
+        x = torch.cat([a, b, correlation, gradient, detail.clamp(-4, 4)], 1)
+        x = self.mix(F.relu(self.joint(x)))
+        position = fourier_features(h // TOKEN, w // TOKEN, self.config.bands, x.device).to(x.dtype)
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = self.project(torch.cat([tokens, position.expand(batch, -1, -1)], -1))
+        # Encode and process: latents read all tokens. Decode: every token asks the latents.
+        latents = self.encoder(self.latents.expand(batch, -1, -1), tokens)
+        decoded = self.answer(self.decoder(tokens, latents))
+        x = x + decoded.transpose(1, 2).unflatten(2, (h // TOKEN, w // TOKEN))
+        # Postprocess: residual at the tokens, trust in the gradients, and the way to the pixels.
+        hidden = F.relu(self.head(x))
+        answer = self.flow(hidden)
+        trust = answer[:, 2:].sigmoid()
+        residual = (TOKEN * answer[:, :2] + trust[:, :1] * gradient[:, 0:2] / 2
+                    + trust[:, 1:] * gradient[:, 2:4] / 2)
+        return convex_upsample(coarse + residual, self.mask(hidden))
+
+    def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
+                initial: Tensor | None = None) -> list[Tensor]:
+        """Coarse-to-fine flow from ``previous`` to ``current``.
+
+        Parameters
+        ----------
+        previous, current : (B, 3, H, W) float, 0..1, RGB; H and W multiples of 4.
+        finest : level to stop at; level k has 1/2^k of the resolution.
+
+        Returns
+        -------
+        Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level.
+        """
+        sizes = pyramid_sizes(*previous.shape[-2:], self.config.smallest)
+        first, second = normalise(previous, current)
+        flows: list[Tensor] = []
+        flow = first.new_zeros(len(first), 2, *sizes[-1])
+        for h, w in reversed(sizes[finest:]):
+            a, b = (F.interpolate(f, (h, w), mode='bilinear', antialias=True)
+                    if (h, w) != f.shape[-2:] else f for f in (first, second))
+            flow = self.residual(a, b, resize_flow(flow.detach(), h, w))
+            flows.append(flow)
+        return flows
+
+
+def normalise(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    """Each frame to zero mean, and both to one common unit deviation; (B, 3, H, W)."""
+    frames = [f - f.mean((1, 2, 3), keepdim=True) for f in (previous, current)]
+    scale = (frames[0].square() + frames[1].square()).mean((1, 2, 3), keepdim=True) / 2
+    return tuple(f * (scale + 1e-4).rsqrt() for f in frames)
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Channels of zero mean and unit deviation over both frames, (2B, C, h, w): what stays can match."""
+    both = features.unflatten(0, (2, -1))
+    mean = both.mean((0, 3, 4), keepdim=True)
+    deviation = both.var((0, 3, 4), keepdim=True, unbiased=False).add(1e-4).sqrt()
+    return ((both - mean) / deviation).flatten(0, 1)
+
+
+def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:
+    """Sizes of the levels, finest first, each a multiple of 4 and about half of the last."""
+    sizes = [(height, width)]
+    while min(sizes[-1]) >= 2 * smallest:
+        k = 2 ** len(sizes)
+        sizes.append(tuple(TOKEN * max(1, round(n / (k * TOKEN))) for n in (height, width)))
+    return sizes

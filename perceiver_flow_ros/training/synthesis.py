@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image pairs with exact flow, made on the fly on any device.
+
+Layers of textures are composited back to front, as in AutoFlow (https://arxiv.org/abs/2104.14544).
+Every layer has its forward flow f in closed form and its texture T lives in the second frame:
+I2(x) = T(x) and I1(x) = T(x + f(x)), the same for its mask. So the flow of what is seen in frame 1
+is f exactly, occlusions included, and nothing has to be inverted.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceiver_flow_ros.training.textures import Textures
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What moves, and how far."""
+
+    smallest: float = 0.5       # pixels: the scale of a pair's motion is log-uniform between both
+    largest: float = 36.0
+    layers: int = 6             # foreground layers at most
+    augment: bool = True        # photometric changes between the frames, blur and noise
+
+
+def uniform(low: float, high: float, *shape: int, device: str) -> Tensor:
+    return torch.empty(*shape, device=device).uniform_(low, high)
+
+
+def smooth_field(count: int, channels: int, height: int, width: int, cells: int,
+                 device: str) -> Tensor:
+    """Smooth random field of about unit size, (count, channels, height, width)."""
+    noise = torch.randn(count, channels, cells, cells + 1, device=device)
+    return F.interpolate(noise, (height, width), mode='bicubic', align_corners=True)
+
+
+def random_flow(count: int, height: int, width: int, scale: Tensor, device: str) -> Tensor:
+    """Forward flow fields (count, 2, height, width) in pixels, of about ``scale`` (count,).
+
+    Translation + affine deformation + motion parallax (a direction and an expansion times a smooth
+    inverse depth) + smooth non-rigid motion, in random proportions.
+    """
+    size = max(height, width) / 2
+    y = (torch.arange(height, device=device) - height / 2) / size
+    x = (torch.arange(width, device=device) - width / 2) / size
+    grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1])[None]  # (1, 2, h, w) as (x, y)
+    scale = scale.view(-1, 1, 1, 1)
+
+    def direction() -> Tensor:
+        angle = uniform(0, 2 * torch.pi, count, 1, device=device)
+        return torch.cat([angle.cos(), angle.sin()], 1).view(count, 2, 1, 1)
+
+    def share(power: float = 1.0) -> Tensor:
+        return torch.rand(count, 1, 1, 1, device=device) ** power
+
+    # The texture shrinks or grows by a third at most, else its detail would be lost or invented.
+    deform = torch.minimum(scale * share(), torch.full_like(scale, 0.3 * size))
+    matrix = torch.randn(count, 2, 2, device=device) * 0.5
+    rotation = torch.randn(count, 1, 1, device=device) * torch.tensor([[0., -1.], [1., 0.]],
+                                                                     device=device)
+    zoom = torch.randn(count, 1, 1, device=device) * torch.eye(2, device=device)
+    kind = torch.rand(count, 3, 1, 1, device=device)
+    matrix = matrix * kind[:, 0:1, 0] + rotation * kind[:, 1:2, 0] + zoom * kind[:, 2:3, 0]
+    affine = torch.einsum('nij,njhw->nihw', matrix.clamp(-1.5, 1.5),
+                          grid.expand(count, -1, -1, -1)) * deform
+    depth = smooth_field(count, 1, height, width, 4, device).clamp(-1.5, 1.5)
+    parallax = torch.minimum(scale * share(2), torch.full_like(scale, 0.15 * size))
+    parallax = depth * parallax * (direction() + grid * torch.randn(count, 1, 1, 1, device=device))
+    bend = torch.minimum(scale * share(2) * 0.6, torch.full_like(scale, 0.06 * size))
+    bend = smooth_field(count, 2, height, width, 5, device) * bend
+    moves = (torch.rand(count, 3, 1, 1, 1, device=device) < 0.6).float()
+    return (direction() * scale * share(0.7) + affine * moves[:, 0] + parallax * moves[:, 1]
+            + bend * moves[:, 2])
+
+
+def shape_mask(points: Tensor) -> Tensor:
+    """Opacity 0..1 of random shapes at ``points`` (n, 2, h, w) pixels -> (n, 1, h, w).
+
+    Blobs (an ellipse whose radius varies with the angle), boxes and thin bars; edges a pixel soft.
+    """
+    n, _, h, w = points.shape
+    device = points.device
+    radius = uniform(0.06, 0.42, n, 1, 1, 1, device=device) * min(h, w)
+    centre = torch.stack([uniform(0, w, n, device=device), uniform(0, h, n, device=device)], 1)
+    angle = uniform(0, 2 * torch.pi, n, device=device)
+    rotation = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], 1).view(n, 2, 2)
+    p = torch.einsum('nij,njhw->nihw', rotation, points - centre.view(n, 2, 1, 1))
+    aspect = uniform(0.0, 1.2, n, device=device).exp().view(n, 1, 1, 1)
+    ellipse = torch.cat([p[:, :1] / aspect, p[:, 1:] * aspect], 1)
+    theta = torch.atan2(ellipse[:, 1:], ellipse[:, :1])
+    wobble = torch.zeros_like(theta)
+    for k in range(2, 8):
+        amplitude = uniform(-1, 1, n, 1, 1, 1, device=device) / k
+        wobble += amplitude * torch.sin(k * theta + uniform(0, 6.3, n, 1, 1, 1, device=device))
+    depth = uniform(0, 0.9, n, 1, 1, 1, device=device)
+    blob = radius * (1 + depth * wobble) - torch.hypot(ellipse[:, :1], ellipse[:, 1:])
+    thin = uniform(1.0, 0.25 * min(h, w), n, 1, 1, 1, device=device)
+    box = torch.minimum(2.0 * radius - p[:, :1].abs(), thin - p[:, 1:].abs())
+    ring = torch.minimum(blob, thin * 0.5 + 2 - blob)  # a blob with a hole
+    kind = torch.rand(n, 1, 1, 1, device=device)
+    inside = torch.where(kind < 0.6, blob, torch.where(kind < 0.85, box, ring))
+    return (inside + 0.5).clamp(0, 1)
+
+
+def sample(texture: Tensor, points: Tensor, margin: int) -> Tensor:
+    """``texture`` (n, 3, H, W), its origin ``margin`` px up left, at ``points`` (n, 2, h, w)."""
+    size = points.new_tensor([texture.shape[-1], texture.shape[-2]]).view(1, 2, 1, 1)
+    grid = ((points + margin + 0.5) * 2 / size - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(texture, grid, mode='bilinear', padding_mode='reflection',
+                         align_corners=False)
+
+
+def blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of (n, 3, h, w), one ``sigma`` (n,) in pixels per image, up to about 2."""
+    offsets = torch.arange(-4, 5, device=image.device)
+    kernel = torch.exp(-offsets ** 2 / (2 * sigma[:, None] ** 2 + 1e-4))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    n, _, h, w = image.shape
+    x = F.pad(image.reshape(1, n * 3, h, w), (4, 4, 4, 4), mode='replicate')
+    x = F.conv2d(x, kernel.view(n * 3, 1, 1, 9), groups=n * 3)
+    return F.conv2d(x, kernel.view(n * 3, 1, 9, 1), groups=n * 3).view(n, 3, h, w)
+
+
+def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Exposure, white balance, gamma, blur and noise: much in common, a little of each one's."""
+    n, device = len(first), str(first.device)
+    both = torch.stack([first, second])
+
+    def vary(common: float, own: float, channels: int) -> Tensor:
+        shared = torch.randn(1, n, channels, 1, 1, device=device) * common
+        each = torch.randn(2, n, channels, 1, 1, device=device) * own
+        return shared + each * torch.rand(1, n, 1, 1, 1, device=device) ** 3
+
+    grey = (torch.rand(1, n, 1, 1, 1, device=device) < 0.15).float()
+    both = both * (1 - grey) + both.mean(2, keepdim=True) * grey
+    both = both.clamp(1e-3, 1) ** vary(0.25, 0.12, 1).exp()
+    both = both * (vary(0.25, 0.15, 1) + vary(0.08, 0.04, 3)).exp() + vary(0.05, 0.04, 1)
+    sigma = 1.4 * torch.rand(n, device=device) ** 2 * (torch.rand(n, device=device) < 0.4)
+    both = blur(both.flatten(0, 1), torch.cat([sigma, sigma])).view_as(both)
+    noise = 0.04 * torch.rand(1, n, 1, 1, 1, device=device) ** 3
+    both = (both + noise * torch.randn_like(both)).clamp(0, 1)
+    return both[0], both[1]
+
+
+@torch.no_grad()
+def make_pairs(count: int, height: int, width: int, textures: Textures,
+               motion: Motion = Motion()) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of synthetic pairs from torch's global random state.
+
+    Returns
+    -------
+    previous, current : (count, 3, height, width) float, 0..1.
+    flow : (count, 2, height, width) float, pixels, exact for what is seen in ``previous``, also
+        where it is hidden or outside in ``current``.
+    """
+    device = textures.device
+    margin = 24
+    y = torch.arange(height, device=device, dtype=torch.float32)
+    x = torch.arange(width, device=device, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1])[None]
+    centre = grid.mean((2, 3), keepdim=True)
+    low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
+    scale = uniform(low, high, count, device=device).exp()
+    # A camera moves everything; each object adds a motion of its own.
+    camera = random_flow(count, height, width, scale * torch.rand(count, device=device), device)
+    layers = torch.randint(0, motion.layers + 1, (count,), device=device)
+    for layer in range(motion.layers + 1):
+        chosen = (layers >= layer).nonzero().flatten()  # the pairs that have so many layers
+        n = len(chosen)
+        flow = camera[chosen]
+        if layer:
+            flow = random_flow(n, height, width, scale[chosen], device) + flow * (
+                torch.rand(n, 1, 1, 1, device=device) < 0.7)
+        # Texture coordinates turned and zoomed, so that both frames are interpolated alike.
+        angle = uniform(-0.6, 0.6, n, device=device)
+        zoom = uniform(-0.25, 0.25, n, device=device).exp()
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
+        turn = turn.view(n, 2, 2) * zoom.view(-1, 1, 1)
+        here = grid.expand(n, -1, -1, -1)
+        seen = torch.cat([here + flow, here], 3)  # frame 1 left of frame 2 on one canvas
+        points = torch.einsum('nij,njhw->nihw', turn, seen - centre) + centre
+        texture = textures.patches(n, height + 2 * margin, width + 2 * margin)
+        colour = sample(texture, points, margin)
+        if layer == 0:
+            canvas, truth = colour, flow
+            continue
+        mask = shape_mask(seen)
+        canvas[chosen] = canvas[chosen] * (1 - mask) + colour * mask
+        truth[chosen] = torch.where(mask[..., :width] > 0.5, flow, truth[chosen])
+    first, second = canvas.split(width, 3)
+    if motion.augment:
+        first, second = photometric(first, second)
+    return first, second, truth

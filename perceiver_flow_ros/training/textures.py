@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Textures to move: photographs from folders or well-kept packages, and procedural noise."""
+from copy import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.ppm', '.bmp'}
+SIDE = 640  # pixels of the shorter side: downscaling gives a photograph detail at pixel scale
+
+
+def packaged_photographs() -> list[Path]:
+    """Image files that scikit-image and scikit-learn ship, where these are installed."""
+    files: list[Path] = []
+    for module, folder in (('skimage', 'data'), ('sklearn', 'datasets/images')):
+        try:
+            root = Path(__import__(module).__file__).parent / folder
+        except ImportError:
+            continue
+        files += [f for f in sorted(root.rglob('*')) if f.suffix.lower() in SUFFIXES]
+    return files
+
+
+class Textures:
+    """A bank of photographs from which patches are cut.
+
+    Parameters
+    ----------
+    folders : searched recursively for images; without any, the packaged photographs are used.
+    device : where patches are made.
+    """
+
+    def __init__(self, folders: list[Path] | None = None, device: str = 'cpu'):
+        files = packaged_photographs()
+        for folder in folders or []:
+            found = [f for f in sorted(Path(folder).rglob('*')) if f.suffix.lower() in SUFFIXES]
+            if not found:
+                raise ValueError(f'no images under {folder}: expected one of {sorted(SUFFIXES)}')
+            files += found
+        self.images: list[Tensor] = []
+        detail = []
+        for file in files:
+            image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+            if image is None or min(image.shape[:2]) < 128:
+                continue
+            scale = min(1.0, SIDE / min(image.shape[:2]))
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+            detail.append(min(40.0, 2 + cv2.Laplacian(grey, cv2.CV_32F).std()))
+            rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+            self.images.append(torch.from_numpy(rgb).to(device))
+        # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
+        self.weights = torch.tensor(detail) if detail else None
+        self.device = device
+
+    def split(self, every: int) -> tuple['Textures', 'Textures']:
+        """Two banks: all but each ``every``-th photograph, and these, held out."""
+        banks = copy(self), copy(self)
+        for held_out, bank in enumerate(banks):
+            chosen = [i for i in range(len(self.images)) if (i % every == 0) == bool(held_out)]
+            bank.images = [self.images[i] for i in chosen]
+            bank.weights = self.weights[chosen] if chosen else None
+        return banks
+
+    def patches(self, count: int, height: int, width: int, noise: float = 0.12) -> Tensor:
+        """(count, 3, height, width) float in 0..1; a share ``noise`` of them procedural."""
+        out = torch.empty(count, 3, height, width, device=self.device)
+        procedural = torch.rand(count) < (noise if self.images else 1.1)
+        if procedural.any():
+            out[procedural.to(self.device)] = procedural_textures(
+                int(procedural.sum()), height, width, self.device)
+        for i in (~procedural).nonzero().flatten().tolist():
+            image = self.images[int(torch.multinomial(self.weights, 1))]
+            # Any crop from half to twice the patch in scale, mirrored at random.
+            zoom = float(torch.empty(1).uniform_(-0.9, 0.9).exp2())
+            h, w = (max(16, min(int(n * zoom), m)) for n, m in
+                    zip((height, width), image.shape[1:]))
+            y, x = (int(torch.randint(0, m - n + 1, (1,)))
+                    for n, m in zip((h, w), image.shape[1:]))
+            patch = image[None, :, y:y + h, x:x + w].float() / 255
+            patch = F.interpolate(patch, (height, width), mode='bilinear',
+                                  antialias=h > height)[0]
+            out[i] = patch.flip(-1) if torch.rand(1) < 0.5 else patch
+        return out
+
+
+def procedural_textures(count: int, height: int, width: int, device: str = 'cpu') -> Tensor:
+    """Coloured noise over octaves with a random spectrum, some of it posterised or periodic."""
+    total = torch.zeros(count, 3, height, width, device=device)
+    slope = torch.empty(count, 1, 1, 1, device=device).uniform_(0.4, 1.3)
+    cell = 2
+    while cell < max(height, width):
+        noise = torch.randn(count, 3, height // cell + 2, width // cell + 2, device=device)
+        total += F.interpolate(noise, (height, width), mode='bilinear') * cell ** slope
+        cell *= 2
+    total = (total - total.mean((2, 3), keepdim=True)) / (total.std((2, 3), keepdim=True) + 1e-6)
+    kind = torch.rand(count, 1, 1, 1, device=device)
+    period = torch.empty(count, 1, 1, 1, device=device).uniform_(4, 24)
+    angle = torch.rand(count, 1, 1, 1, device=device) * torch.pi
+    y = torch.arange(height, device=device).view(1, 1, -1, 1)
+    x = torch.arange(width, device=device).view(1, 1, 1, -1)
+    stripes = torch.sin((x * angle.cos() + y * angle.sin()) * 2 * torch.pi / period)
+    total = torch.where(kind < 0.25, total.div(0.8).round().mul(0.8), total)
+    total = torch.where(kind > 0.85, total * 0.4 + stripes, total)
+    return (0.5 + 0.2 * total).clamp(0, 1)
