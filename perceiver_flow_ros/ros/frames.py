@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the subscription and the estimator: a queue that forgets, a thread, frame pairs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+import threading
+from typing import Any
+
+import numpy as np
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image as the estimators take it, with the header it came with."""
+
+    header: Header
+    image: np.ndarray  # (H, W, 3) or (H, W) uint8
+
+    @property
+    def stamp(self) -> int:
+        """Nanoseconds."""
+        return self.header.stamp.sec * 10**9 + self.header.stamp.nanosec
+
+
+def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, str] | None:
+    """Say, in a word and in full, why two frames make no pair; `max_gap` in seconds."""
+    gap = (current.stamp - previous.stamp) / 1e9
+    if gap == 0:
+        hint = ': the driver must set header.stamp' if current.stamp == 0 else ''
+        return 'repeated', f'an image repeats the stamp of the one before and is skipped{hint}'
+    if gap < 0:
+        return (
+            'backward',
+            f'image stamps went back by {-gap:.3f} s (a bag that starts again, a reset)',
+        )
+    if gap > max_gap:
+        return 'gap', f'{gap:.3f} s between two images exceed max_frame_gap ({max_gap:g} s)'
+    if previous.image.shape != current.image.shape:
+        return 'size', f'images changed from {_size(previous.image)} to {_size(current.image)}'
+    return None
+
+
+def _size(image: np.ndarray) -> str:
+    return f'{image.shape[1]}x{image.shape[0]} {"colour" if image.ndim == 3 else "grey"}'
+
+
+@dataclass
+class Counts:
+    """What became of the images: received = processed + dropped + waiting."""
+
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+
+
+class FrameWorker(threading.Thread):
+    """
+    One thread that owns the estimator and runs, in this order, jobs and the oldest waiting image.
+
+    With a capacity of one the oldest is also the newest: an image that arrives while another waits
+    replaces it, so the work never falls behind the camera.
+    """
+
+    def __init__(self, process: Callable[[Image], None], capacity: int) -> None:
+        super().__init__(name='perceiver_flow_worker', daemon=True)
+        self.counts = Counts()
+        self._process = process
+        self._images: deque[Image] = deque()
+        self._capacity = capacity
+        self._jobs: deque[tuple[Future, Callable[[], Any]]] = deque()
+        self._stopping = False
+        self._changed = threading.Condition()
+
+    def put(self, image: Image) -> None:
+        """Hand over an image; the oldest waiting one goes where there is no room."""
+        with self._changed:
+            self.counts.received += 1
+            if len(self._images) == self._capacity:
+                self._images.popleft()
+                self.counts.dropped += 1
+            self._images.append(image)
+            self._changed.notify()
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        with self._changed:
+            self.counts.dropped += len(self._images)
+            self._images.clear()
+
+    def submit(self, job: Callable[[], Any]) -> Future:
+        """Have a job run before the next image."""
+        future: Future = Future()
+        with self._changed:
+            self._jobs.append((future, job))
+            self._changed.notify()
+        return future
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread after what it is doing; tell whether it did within `timeout` seconds."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self.join(timeout)
+        return not self.is_alive()
+
+    def run(self) -> None:
+        """Work until stopped."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._jobs or self._images)
+                if self._stopping:
+                    return
+                job = self._jobs.popleft() if self._jobs else None
+                image = self._images.popleft() if job is None else None
+            if job is not None:
+                future, function = job
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+            else:
+                self._process(image)
+                with self._changed:
+                    self.counts.processed += 1

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every parameter of the node, in one table.
+
+The node declares them from it and checks changes against it; the config file is made from it::
+
+    python3 -m perceiver_flow_ros.ros.parameters > config/perceiver_flow.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+import textwrap
+from types import SimpleNamespace
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from perceiver_flow_ros.flow.estimator import PRECISIONS, QUALITIES, QUERY_STRIDES, TILINGS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter: its default (which gives its type), its meaning, the values it takes."""
+
+    name: str
+    default: bool | int | float | str
+    description: str
+    low: Any = None
+    high: Any = None
+    choices: tuple = ()
+    reloads: bool = False  # a change loads the model again
+    fixed: bool = False  # set at start only
+
+    @property
+    def values(self) -> str:
+        """The values it takes, in words; '' for any."""
+        if self.choices:
+            return ', '.join(str(choice) for choice in self.choices)
+        return '' if self.low is None else f'{self.low} to {self.high}'
+
+    @property
+    def descriptor(self) -> ParameterDescriptor:
+        """What `ros2 param describe` shows and rclpy enforces."""
+        result = ParameterDescriptor(description=self.description, read_only=self.fixed)
+        if self.choices:
+            result.additional_constraints = f'one of {self.values}'
+        elif isinstance(self.default, float):
+            limits = FloatingPointRange(from_value=self.low, to_value=self.high)
+            result.floating_point_range = [limits]
+        elif self.low is not None:
+            result.integer_range = [IntegerRange(from_value=self.low, to_value=self.high, step=1)]
+        return result
+
+    def problem(self, value: Any) -> str:
+        """Why a value is refused, beyond the type and range that rclpy checks; '' if it is not."""
+        if self.choices and value not in self.choices:
+            return f'{self.name} is {value!r}, expected one of {self.values}'
+        if isinstance(value, str) and not value.strip():
+            return f'{self.name} is empty'
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'{self.name} is {value}, expected a finite number'
+        return ''
+
+
+SETTINGS = (
+    Setting(
+        'model', 'lite', reloads=True,
+        description='Which estimator: lite (packaged weights), official (DeepMind\'s checkpoint '
+        'in the local Hugging Face cache), dis (OpenCV\'s DIS, the classical baseline), a path to '
+        'weights (a folder, .safetensors, pytorch_model.bin) or a Hugging Face id.',
+    ),
+    Setting(
+        'device', 'auto', reloads=True,
+        description='Where it runs: cpu, cuda, cuda:N, or auto (CUDA where there is one).',
+    ),
+    Setting(
+        'precision', 'auto', choices=('auto', *PRECISIONS), reloads=True,
+        description='auto is float32, the exact one. The others save time and memory on a GPU.',
+    ),
+    Setting(
+        'quality', 'auto', choices=QUALITIES, reloads=True,
+        description='Speed against accuracy of lite and dis; auto is each one\'s default. The '
+        'official model has no other.',
+    ),
+    Setting(
+        'tiling', 'tile', choices=TILINGS, reloads=True,
+        description='What the official model does with images that are not 368x496: blend tiles '
+        'at full resolution, or resize to one tile (faster, coarser).',
+    ),
+    Setting(
+        'query_stride', 1, choices=QUERY_STRIDES, reloads=True,
+        description='Flow at every n-th row and column: the flow image has ceil(H/n) x ceil(W/n) '
+        'vectors, still in pixels of the camera image.',
+    ),
+    Setting(
+        'allow_download', False, reloads=True,
+        description='Fetch missing weights from the Hugging Face hub when the model loads. '
+        'Better: run fetch_weights at deploy time.',
+    ),
+    Setting(
+        'threads', 0, low=0, high=256, reloads=True,
+        description='CPU threads of PyTorch and OpenCV; 0 leaves their defaults.',
+    ),
+    Setting(
+        'max_frame_gap', 1.0, low=0.001, high=3600.0,
+        description='Seconds between two images, by their stamps, beyond which they make no pair.',
+    ),
+    Setting(
+        'process_every_frame', False, fixed=True,
+        description='Queue images instead of keeping the newest only. For bags: a slow model then '
+        'falls behind a live camera.',
+    ),
+    Setting(
+        'queue_size', 30, low=1, high=10000, fixed=True,
+        description='Images that may wait with process_every_frame; then the oldest is dropped.',
+    ),
+    Setting(
+        'image_reliability', 'best_effort', choices=('best_effort', 'reliable'), fixed=True,
+        description='QoS reliability asked of the publishers of image and camera_info. '
+        'best_effort receives from both kinds; reliable only from reliable ones, but loses '
+        'nothing on the way.',
+    ),
+    Setting(
+        'image_timeout', 5.0, low=0.1, high=3600.0,
+        description='Seconds without an image after which the node warns and says why.',
+    ),
+    Setting(
+        'color_max_magnitude', 0.0, low=0.0, high=10000.0,
+        description='Pixels of motion shown in full colour on ~/flow/color; 0 takes the largest '
+        'of each image.',
+    ),
+    Setting(
+        'diagnostics_period', 1.0, low=0.05, high=3600.0,
+        description='Seconds between two messages on /diagnostics.',
+    ),
+    Setting(
+        'autostart', True, fixed=True,
+        description='Configure and activate at start. false leaves both to a lifecycle manager.',
+    ),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class Settings(SimpleNamespace):
+    """The parameters' values, one attribute each; replaced as a whole, never changed."""
+
+    def but(self, changes: dict[str, Any]) -> Settings:
+        """Make a copy with some values changed."""
+        return Settings(**{**vars(self), **changes})
+
+    def serves(self, other: Settings) -> bool:
+        """Tell whether the estimator loaded for these settings also serves the others."""
+        return all(getattr(self, s.name) == getattr(other, s.name) for s in SETTINGS if s.reloads)
+
+
+def declare(node: Node) -> Settings:
+    """Declare all; rclpy's ParameterException names a value given at start that is refused."""
+    return Settings(**{
+        s.name: node.declare_parameter(s.name, s.default, s.descriptor).value for s in SETTINGS
+    })
+
+
+def to_yaml() -> str:
+    """Write the config file: every parameter at its default, its description above it."""
+    lines = [
+        '# Parameters of perceiver_flow_node, each at its default.',
+        '#',
+        '#   perceiver_flow_node --ros-args --params-file perceiver_flow.yaml \\',
+        '#     -r image:=/camera/image_raw -r camera_info:=/camera/camera_info',
+        '#',
+        '# Made by: python3 -m perceiver_flow_ros.ros.parameters > config/perceiver_flow.yaml',
+        '# Change a running node: ros2 param set /perceiver_flow max_frame_gap 0.5',
+        '# QoS of a topic: qos_overrides./perceiver_flow/flow.publisher.reliability: best_effort',
+        '',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    for s in SETTINGS:
+        values = f' Values: {s.values}.' if s.values else ''
+        text = s.description + values + (' Set at start only.' if s.fixed else '')
+        default = str(s.default).lower() if isinstance(s.default, bool) else s.default
+        lines += [f'    # {line}' for line in textwrap.wrap(text, 93)]
+        lines += [f'    {s.name}: {default}', '']
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    print(to_yaml(), end='')
