@@ -132,7 +132,8 @@ def source(tmp_path_factory):
 @pytest.fixture(scope='module')
 def workspace(source):
     """Give the install space of `colcon build`."""
-    colcon = Path(sys.executable).with_name('colcon')
+    beside_python = Path(sys.executable).parent
+    colcon = shutil.which('colcon', path=f'{beside_python}:{os.environ["PATH"]}')
     done = subprocess.run(
         [colcon, '--log-base', 'log', 'build', '--paths', source],
         cwd=source.parent,
@@ -140,7 +141,7 @@ def workspace(source):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Summary: 1 package finished' in done.stdout + done.stderr
+    assert f'Finished <<< {NAME}' in done.stdout
     return source.parent / 'install' / NAME
 
 

@@ -7,13 +7,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 SUFFIXES = {'mcap': '.mcap', 'sqlite3': '.db3'}
-METADATA_VERSION = 8  # what every ROS 2 since Iron reads
+METADATA_VERSION: Final = 8  # what every ROS 2 since Iron reads
 TYPES = get_typestore(Stores.ROS2_KILTED)
 
 
@@ -71,7 +73,7 @@ class BagWriter:
         plugin = StoragePlugin[self.storage.upper()]
         self._writer = Writer(bag, version=METADATA_VERSION, storage_plugin=plugin)
         self._writer.open()
-        self._connections: dict[str, object] = {}
+        self._connections: dict[str, Connection] = {}
         return self
 
     def write(self, topic: str, msgtype: str, message: object, stamp: int) -> None:

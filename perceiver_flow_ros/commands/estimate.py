@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         write_image(args.color, flow_to_color(flow))
 
     speed = np.linalg.norm(flow, axis=2)
+    files = [str(path) for path in (args.output, args.color) if path]
     report = {
         'model': estimator.name,
         'device': estimator.device,
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         'mean_motion_px': float(speed.mean()),
         'max_motion_px': float(speed.max()),
         'seconds': seconds,
-        'files': [str(path) for path in (args.output, args.color) if path],
+        'files': files,
     }
     if args.json:
         print(json.dumps(report, indent=2))
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             f'{flow.shape[1]}x{flow.shape[0]} vectors in {seconds:.2f} s, '
             f'motion {speed.mean():.2f} px mean, {speed.max():.2f} px largest'
         )
-        print('wrote ' + ', '.join(report['files']))
+        print('wrote ' + ', '.join(files))
     return 0
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     add_estimator_arguments(parser)
-    parser.epilog += f'\n\nlayouts:{LAYOUTS}'
+    parser.epilog = f'{parser.epilog}\n\nlayouts:{LAYOUTS}'
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def evaluate_pair(pair: Pair, estimators: dict) -> dict:
     if pair.invalid:
         truth[read_image(pair.invalid)[:, :, 0] > 0] = np.nan
 
-    row = {'name': pair.name, 'size': [truth.shape[1], truth.shape[0]]}
+    row: dict = {'name': pair.name, 'size': [truth.shape[1], truth.shape[0]]}
     for name, estimator in estimators.items():
         stride = estimator.query_stride
         start = time.perf_counter()

@@ -9,7 +9,6 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ HELP = 'turn a folder of images or a video into a bag with image_raw and camera_
 EXAMPLE = 'perceiver_flow record frames/ -o drive.mcap --fps 10 --calibration camera.yaml'
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+Frame = tuple[int, str, np.ndarray]
 FIRST_STAMP = 1.0  # s; zero means "no stamp" to much of ROS
 
 
@@ -80,65 +80,59 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from perceiver_flow_ros.commands.bagfile import BagWriter, header_message, image_message
+    from perceiver_flow_ros.commands.calibration import camera_info, read_calibration
 
     check_options(args)
-    frames, stamps = open_source(args)
-    calibration = (
-        read_calibration(args.calibration, args.kitti_camera) if args.calibration else None
-    )
-    info_topic = args.camera_info_topic or args.image_topic.rpartition('/')[0] + '/camera_info'
-    bag = BagWriter(args.output, storage=args.storage, force=args.force)
+    frames, announced = open_source(args)
+    calibration = None
+    if args.calibration:
+        calibration = read_calibration(args.calibration, args.kitti_camera)
+    image_topic = args.image_topic
+    info_topic = args.camera_info_topic or image_topic.rpartition('/')[0] + '/camera_info'
 
-    count, first = 0, None
-    with (
-        bag,
-        tqdm(frames, total=len(stamps), unit='frame', disable=None, file=sys.stderr) as progress,
-    ):
-        for stamp, (name, image) in zip(stamps, progress):
+    stamps, kind = [], None
+    total = announced if announced > 0 else None
+    with BagWriter(args.output, storage=args.storage, force=args.force) as bag:
+        for stamp, name, image in tqdm(
+            frames, total=total, unit='frame', disable=None, file=sys.stderr
+        ):
+            height, width = image.shape[:2]
             encoding = encoding_of(image, name)
-            if first is None:
-                first = (image.shape, encoding)
-                info = camera_info(calibration, width=image.shape[1], height=image.shape[0])
-            if (image.shape, encoding) != first:
+            if kind is None:
+                kind = (width, height, encoding)
+                info = camera_info(calibration, width, height)
+            if kind != (width, height, encoding):
                 raise ValueError(
-                    f'{name}: {image.shape[1]}x{image.shape[0]} {encoding}, but the first frame '
-                    f'is {first[0][1]}x{first[0][0]} {first[1]}; choose one kind with --pattern'
+                    f'{name}: {width}x{height} {encoding}, but the first frame is '
+                    f'{kind[0]}x{kind[1]} {kind[2]}; choose one kind with --pattern'
                 )
-            header = header_message(stamp, args.frame_id)
-            info.header = header
-            bag.write(
-                args.image_topic,
-                'sensor_msgs/msg/Image',
-                image_message(image, encoding, header),
-                stamp,
-            )
+            info.header = header_message(stamp, args.frame_id)
+            message = image_message(image, encoding, info.header)
+            bag.write(image_topic, 'sensor_msgs/msg/Image', message, stamp)
             bag.write(info_topic, 'sensor_msgs/msg/CameraInfo', info, stamp)
-            count += 1
-        if first is None:
-            raise ValueError(f'{args.source}: no frame could be read from this video')
+            stamps.append(stamp)
 
     report = {
         'bag': str(args.output),
         'storage': bag.storage,
-        'frames': count,
-        'size': [first[0][1], first[0][0]],
-        'encoding': first[1],
-        'seconds': (stamps[count - 1] - stamps[0]) / 1e9,
+        'frames': len(stamps),
+        'size': [width, height],
+        'encoding': encoding,
+        'seconds': (stamps[-1] - stamps[0]) / 1e9,
         'calibrated': calibration is not None,
-        'image_topic': args.image_topic,
+        'image_topic': image_topic,
         'camera_info_topic': info_topic,
     }
-    if count < len(stamps):
+    if len(stamps) < announced:
         print(
-            f'{args.source}: only {count} of {len(stamps)} announced frames could be read',
-            file=sys.stderr,
+            f'{args.source}: only {len(stamps)} of {announced} frames are there', file=sys.stderr
         )
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         print(
-            f'{args.output}: {count} frames of {first[0][1]}x{first[0][0]} {first[1]} over '
-            f'{report["seconds"]:.2f} s on {args.image_topic}, '
+            f'{args.output}: {len(stamps)} frames of {width}x{height} {encoding} over '
+            f'{report["seconds"]:.2f} s on {image_topic}, '
             f'{"" if calibration else "uncalibrated "}camera_info on {info_topic}'
         )
     return 0
@@ -158,68 +152,65 @@ def check_options(args: argparse.Namespace) -> None:
 # Frames and their stamps
 
 
-def open_source(args: argparse.Namespace) -> tuple[Iterator[tuple[str, np.ndarray]], list[int]]:
-    """Give an iterator of (name, image as OpenCV has it) and the stamps in nanoseconds."""
+def open_source(args: argparse.Namespace) -> tuple[Iterator[Frame], int]:
+    """Give an iterator of (stamp in nanoseconds, name, image as OpenCV has it) and its length."""
     if args.source.is_dir():
-        files = [
-            f
-            for f in args.source.glob(args.pattern)
-            if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-        ]
-        files.sort(key=natural)
+        found = args.source.glob(args.pattern)
+        files = sorted((f for f in found if f.suffix.lower() in IMAGE_SUFFIXES), key=natural)
         if not files:
             raise ValueError(
                 f'{args.source}: no images match {args.pattern!r} (of {", ".join(IMAGE_SUFFIXES)})'
             )
-        return read_images(files), stamps_of(len(files), args, times=find_times(args, len(files)))
+        if args.fps:
+            times = [FIRST_STAMP + i / args.fps for i in range(len(files))]
+        else:
+            times = read_times(args.source, len(files))
+        start = times[0] if args.start is None else args.start
+        return read_images(files, [start + t - times[0] for t in times]), len(files)
     if not args.source.exists():
         raise FileNotFoundError(2, 'No such folder or video', str(args.source))
-    return open_video(args)
+    return open_video(args.source, args.fps, FIRST_STAMP if args.start is None else args.start)
 
 
-def read_images(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+def read_images(files: list[Path], times: list[float]) -> Iterator[Frame]:
     """Read images one after the other."""
     import cv2
 
-    for file in files:
-        image = cv2.imdecode(
-            np.frombuffer(file.read_bytes() or b'\0', np.uint8), cv2.IMREAD_UNCHANGED
-        )
+    for file, time in zip(files, times):
+        data = np.frombuffer(file.read_bytes() or b'\0', np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is None:
             raise ValueError(f'{file}: not a whole image that OpenCV reads')
         if image.ndim == 3 and image.dtype == np.uint16:  # no driver publishes 48-bit colour
-            image = (image >> 8).astype(np.uint8)
-        yield str(file), image
+            image = (image // 256).astype(np.uint8)
+        yield round(time * 1e9), str(file), image
 
 
-def open_video(args: argparse.Namespace) -> tuple[Iterator[tuple[str, np.ndarray]], list[int]]:
-    """Open a video: its frames and stamps at its own or the given rate."""
+def open_video(source: Path, fps: float | None, start: float) -> tuple[Iterator[Frame], int]:
+    """Open a video: its frames at its own or the given rate, and how many it announces."""
     import cv2
 
-    video = cv2.VideoCapture(str(args.source))
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    if not video.isOpened() or count <= 0:
-        raise ValueError(f'{args.source}: neither a folder nor a video that OpenCV reads')
-    rate = video.get(cv2.CAP_PROP_FPS)
-    if args.fps is None and not 0 < rate < 1000:
-        raise ValueError(f'{args.source}: the video does not tell its frame rate; give --fps')
+    video = cv2.VideoCapture(str(source))
+    if not video.isOpened():
+        raise ValueError(f'{source}: neither a folder nor a video that OpenCV reads')
+    rate = fps or video.get(cv2.CAP_PROP_FPS)
+    if not 0 < rate < 1000:
+        raise ValueError(f'{source}: the video does not tell its frame rate; give --fps')
 
-    def frames() -> Iterator[tuple[str, np.ndarray]]:
-        while True:
-            there, image = video.read()
-            if not there:
-                video.release()
-                return
-            yield str(args.source), image
+    def frames() -> Iterator[Frame]:
+        index = 0
+        while (frame := video.read())[0]:
+            yield round((start + index / rate) * 1e9), f'{source}, frame {index}', frame[1]
+            index += 1
+        if not index:
+            raise ValueError(f'{source}: no frame of this video could be read')
 
-    return frames(), stamps_of(count, args, rate=rate)
+    return frames(), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
-def find_times(args: argparse.Namespace, count: int) -> list[float] | None:
-    """Read times.txt beside the images or their folder (KITTI), unless a rate is given."""
-    if args.fps is not None:
-        return None
-    for file in (args.source / 'times.txt', args.source.resolve().parent / 'times.txt'):
+def read_times(source: Path, count: int) -> list[float]:
+    """Read times.txt in the folder of images or beside it (KITTI): seconds, one per image."""
+    for file in (source / 'times.txt', source.resolve().parent / 'times.txt'):
         if file.is_file():
             try:
                 times = [float(word) for word in file.read_text().split()]
@@ -229,96 +220,15 @@ def find_times(args: argparse.Namespace, count: int) -> list[float] | None:
                 raise ValueError(
                     f'{file}: {len(times)} times for {count} images; mend it or give --fps'
                 )
-            if (
-                not all(a < b for a, b in zip([-math.inf, *times], [*times, math.inf]))
-                or times[0] < 0
-            ):
+            if not all(a < b < math.inf for a, b in zip([-1e-9, *times], times)):
                 raise ValueError(f'{file}: the times do not increase from 0 or later')
             return times
-    raise ValueError(
-        f'{args.source}: no times.txt in it or beside it; give the frame rate with --fps'
-    )
-
-
-def stamps_of(
-    count: int,
-    args: argparse.Namespace,
-    *,
-    times: list[float] | None = None,
-    rate: float | None = None,
-) -> list[int]:
-    """Give the stamps in nanoseconds: the times, or evenly spaced ones."""
-    if times is None:
-        start = FIRST_STAMP if args.start is None else args.start
-        times = [start + i / (args.fps or rate) for i in range(count)]
-    elif args.start is not None:
-        times = [args.start + t - times[0] for t in times]
-    return [round(t * 1e9) for t in times]
+    raise ValueError(f'{source}: no times.txt in it or beside it; give the frame rate with --fps')
 
 
 def natural(path: Path) -> list:
     """Sort frame_2 before frame_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', path.name)]
-
-
-# Messages
-
-
-@dataclass
-class Calibration:
-    """What camera_info says of a camera; `size` (width, height) is None where it is not told."""
-
-    k: list[float]
-    p: list[float]
-    size: tuple[int, int] | None = None
-    model: str = 'plumb_bob'
-    d: list[float] = field(default_factory=lambda: [0.0] * 5)
-    r: list[float] = field(default_factory=lambda: [1.0, 0, 0, 0, 1, 0, 0, 0, 1])
-
-
-def read_calibration(path: Path, kitti_camera: int = 0) -> Calibration:
-    """Read a camera_info YAML (camera_calibration_parsers) or row PN of a KITTI calib.txt."""
-    import yaml
-
-    text = path.read_text(errors='replace')
-    try:
-        if path.suffix.lower() == '.txt':
-            return kitti_calibration(text, kitti_camera)
-        content = yaml.safe_load(text)
-        return Calibration(
-            size=(int(content['image_width']), int(content['image_height'])),
-            model=str(content['distortion_model']),
-            d=matrix(content, 'distortion_coefficients', None),
-            k=matrix(content, 'camera_matrix', 9),
-            r=matrix(content, 'rectification_matrix', 9),
-            p=matrix(content, 'projection_matrix', 12),
-        )
-    except KeyError as error:
-        raise ValueError(f'{path}: no {error} in this camera_info YAML') from None
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f'{path}: not a calibration: {error}; expected a camera_info YAML or a KITTI calib.txt'
-        ) from None
-
-
-def kitti_calibration(text: str, camera: int) -> Calibration:
-    """Take row N of 12 numbers, labelled "PN:" or not; such images are rectified already."""
-    rows = [line.rpartition(':') for line in text.splitlines() if line.strip()]
-    numbers = {label.strip() or f'P{i}': row for i, (label, _, row) in enumerate(rows)}
-    if f'P{camera}' not in numbers:
-        raise ValueError(f'it has no P{camera}')
-    p = [float(word) for word in numbers[f'P{camera}'].split()]
-    if len(p) != 12:
-        raise ValueError(f'P{camera} has {len(p)} numbers, expected 12')
-    return Calibration(k=[*p[0:3], *p[4:7], *p[8:11]], p=p)
-
-
-def matrix(content: dict, name: str, size: int | None) -> list[float]:
-    """Read the numbers of a matrix of a camera_info YAML."""
-    data = [float(number) for number in content[name]['data']]
-    if size is not None and len(data) != size:
-        raise ValueError(f'{name} has {len(data)} numbers, expected {size}')
-    return data
 
 
 def encoding_of(image: np.ndarray, name: str) -> str:
@@ -337,16 +247,3 @@ def encoding_of(image: np.ndarray, name: str) -> str:
             'or grey of 16'
         )
     return encoding
-
-
-def camera_info(calibration: Calibration | None, width: int, height: int):
-    """Make the sensor_msgs/CameraInfo; without a calibration K is zero, which says so."""
-    if calibration and calibration.size not in (None, (width, height)):
-        raise ValueError(
-            f'the calibration is for {calibration.size[0]}x{calibration.size[1]} images, '
-            f'these are {width}x{height}'
-        )
-    from perceiver_flow_ros.commands.bagfile import camera_info_message
-
-    known = calibration or Calibration(k=[0.0] * 9, p=[0.0] * 12, model='', d=[], r=[0.0] * 9)
-    return camera_info_message(width, height, known.model, known.d, known.k, known.r, known.p)

@@ -28,7 +28,7 @@ class DisEstimator:
 
     def __init__(self, *, quality: str = 'auto', query_stride: int = 1) -> None:
         self.query_stride = query_stride
-        self._dis = cv2.DISOpticalFlow_create(PRESETS[quality])
+        self._dis = cv2.DISOpticalFlow.create(PRESETS[quality])
 
     def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Estimate the flow on the query grid: (ceil(H/s), ceil(W/s), 2) float32 pixels."""

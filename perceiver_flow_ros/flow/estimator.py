@@ -82,8 +82,8 @@ def load_estimator(
     Parameters
     ----------
     model : ``'lite'`` (packaged weights), ``'official'`` (DeepMind's checkpoint in the local
-        Hugging Face cache), ``'dis'`` (OpenCV's DIS, the classical baseline), a path (a folder with
-        ``config.json``, a ``.safetensors`` file, a ``pytorch_model.bin``) or a Hugging Face id.
+        Hugging Face cache), ``'dis'`` (OpenCV's DIS, the classical baseline), a path (a folder
+        with ``config.json``, a ``.safetensors`` file, a ``pytorch_model.bin``) or a Hugging Face id.
     device : ``'auto'`` (CUDA where there is one), ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
     precision : ``'float32'``, ``'bfloat16'``, ``'float16'``; ``'auto'`` is float32, the exact one.
     tiling : how `official` treats an image that is not 368x496: ``'tile'`` or ``'resize'``.
@@ -141,7 +141,11 @@ def load_estimator(
         from perceiver_flow_ros.flow.lite import LiteEstimator
 
         return LiteEstimator(
-            weights, device=device, precision=precision, quality=quality, query_stride=query_stride
+            Path(weights) if weights else None,
+            device=device,
+            precision=precision,
+            quality=quality,
+            query_stride=query_stride,
         )
     from perceiver_flow_ros.flow.official import OfficialEstimator
 
