@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand: 0 when it worked, 2 with one line on stderr when its input was wrong."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')  # a file it cannot read is told in one line
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')  # what it cannot read we tell in one line
     args = make_parser(argv).parse_args(argv)
     try:
         return args.run(args)

@@ -83,7 +83,8 @@ def load_estimator(
     ----------
     model : ``'lite'`` (packaged weights), ``'official'`` (DeepMind's checkpoint in the local
         Hugging Face cache), ``'dis'`` (OpenCV's DIS, the classical baseline), a path (a folder
-        with ``config.json``, a ``.safetensors`` file, a ``pytorch_model.bin``) or a Hugging Face id.
+        with ``config.json``, a ``.safetensors`` file, a ``pytorch_model.bin``) or an id of the
+        Hugging Face hub.
     device : ``'auto'`` (CUDA where there is one), ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
     precision : ``'float32'``, ``'bfloat16'``, ``'float16'``; ``'auto'`` is float32, the exact one.
     tiling : how `official` treats an image that is not 368x496: ``'tile'`` or ``'resize'``.

@@ -48,8 +48,8 @@ def metrics(
     -------
     dict
         ``epe``: mean end-point error, pixels. ``fl``: KITTI's outliers, percent of the pixels
-        whose error is over 3 px and over 5 % of the true motion. ``px1``, ``px3``, ``px5``: percent
-        of the pixels with an error over 1, 3, 5 px. ``pixels``: how many were counted.
+        whose error is over 3 px and over 5 % of the true motion. ``px1``, ``px3``, ``px5``:
+        percent of the pixels with an error over 1, 3, 5 px. ``pixels``: how many were counted.
 
     Raises
     ------
