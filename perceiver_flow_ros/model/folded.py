@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official network, folded: the same function at a fraction of the work, exactly.
+
+A token is x(y, x) = [f, P_y, P_x]: 64 channels f of content, Fourier features P_y of its row and
+P_x of its column. Three facts spare us the 182,528 tokens of 322 channels and their projections:
+
+1. Positions are separable. For any vector g, g . x(y, x) = g_f . f + A(y) + B(x), one value a row,
+   one value a column and a dot product of 64.
+2. LayerNorm folds. LN(x) = gamma (x - mean) r + beta, r = 1 / std(x). Make g' = gamma g and
+   subtract its mean over channels: then g . LN(x) = r g' . x + constant, and the mean is gone.
+3. Projections move to the side of the 2048 latents. Encoder: q . (W_k LN(x)) = (W_k^T q) . LN(x),
+   and W_v is applied to the weighted mean of x. Decoder: W_q moves to the keys, W_o to the values.
+
+What a pixel keeps is [r f, r, 1], 66 numbers. The scores of one image row y with all latents are
+one outer product and one matrix product, S = r B(x) + [r f, r, 1] [g_f; A(y); c], and never exist
+for more than a row at a time. A softmax does not change when a constant is subtracted from all its
+scores, so constants vanish (encoder) or are chosen so that nothing overflows.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+from perceiver_flow_ros.model.official import (
+    CONTENT,
+    OfficialNetwork,
+    patches,
+    PIXELS,
+    Positions,
+    TOKEN,
+)
+from perceiver_flow_ros.model.parallel import parallel
+from perceiver_flow_ros.model.perceiver import Decoder, Layer
+
+R = CONTENT             # index of r in a pixel's [r f, r, 1]
+ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the softmax's divisor
+HEADROOM = 20.          # a sample of the scores is shifted this far below 0; exp overflows at 88
+SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
+BLOCK = 256             # latents, or a self-attention head's queries, worked on at a time
+
+Queries = Sequence[tuple[int, slice | Tensor]]      # (row, its columns) of the pixels to decode
+
+
+def centred(weight: Tensor) -> Tensor:
+    """Rows without their mean: they no longer see the mean of what they are multiplied with."""
+    return weight - weight.mean(dim=1, keepdim=True)
+
+
+def split(g: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors g (n, 322) -> g_f (64, n), A (H, n), B (W, n), see the first fact."""
+    return (g[:, :CONTENT].T.contiguous(),
+            positions.rows @ g[:, positions.row_channels].T,
+            positions.columns @ g[:, positions.column_channels].T)
+
+
+def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -> Tensor:
+    """Sums of p f (64, n), of p over each row (H, n) and column (W, n) -> of p x (n, 322)."""
+    x = content.new_empty(content.shape[1], TOKEN)
+    x[:, :CONTENT] = content.T
+    x[:, positions.row_channels] = rows.T @ positions.rows
+    x[:, positions.column_channels] = columns.T @ positions.columns
+    return x
+
+
+class Preprocessor(nn.Module):
+    """Frames -> [r f, r, 1] for each pixel."""
+
+    def __init__(self, content: nn.Linear, positions: Positions):
+        super().__init__()
+        self.content = content
+        rows, columns = positions.rows, positions.columns
+        for name, power in (('sum', 1), ('square', 2)):
+            self.register_buffer(name, (rows ** power).sum(1)[:, None] + (columns ** power).sum(1),
+                                 persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> (B, H, W, 66)."""
+        f = self.content(patches(frames))
+        mean = (f.sum(-1) + self.sum) / TOKEN
+        variance = (f.square().sum(-1) + self.square) / TOKEN - mean.square()
+        r = (variance + 1e-5).rsqrt()[..., None]
+        return torch.cat([f * r, r, torch.ones_like(r)], dim=-1)
+
+
+class Reader(nn.Module):
+    """Encoder cross-attention: latents that read all pixels. Its queries do not depend on them."""
+
+    def __init__(self, latents: Tensor, layer: Layer, positions: Positions):
+        super().__init__()
+        attention = layer.attention
+        gamma, beta = attention.layernorm2.weight, attention.layernorm2.bias
+        self.layer, self.positions = layer, positions
+
+        query = attention.query(attention.layernorm1(latents)) / TOKEN ** 0.5
+        content, rows, columns = split(centred(query @ attention.key.weight * gamma), positions)
+        self.register_buffer('content', content)
+        self.register_buffer('rows', rows)
+        self.register_buffer('columns', columns)
+
+        value = attention.output.weight @ centred(attention.value.weight * gamma)
+        constant = attention.output(attention.value(beta))
+        self.register_buffer('value', value.T)
+        self.register_buffer('residual', latents + constant)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``pixels``: (H, W, 66) -> latents (L, D) that have read them."""
+        blocks = [slice(i, i + BLOCK) for i in range(0, len(self.residual), BLOCK)]
+        means = parallel(lambda block: self.mean(pixels, block), blocks, pixels.device)
+        z = torch.addmm(self.residual, torch.cat(means), self.value)
+        return z + self.layer.mlp(self.layer.layernorm(z))
+
+    def mean(self, pixels: Tensor, block: slice) -> Tensor:
+        """softmax(S) r x of some latents, (n, 322)."""
+        height, width, _ = pixels.shape
+        r = pixels[..., R, None]
+        rows, columns = self.rows[:, block].contiguous(), self.columns[:, block].contiguous()
+        weight = torch.cat([self.content[:, block], rows[:2]])              # [g_f; A(y); c]
+        n = weight.shape[1]
+        buffer, sums = pixels.new_empty(width, n), pixels.new_empty(ONE + 1, n)
+
+        def scores(y: int) -> Tensor:
+            torch.mul(columns, r[y], out=buffer)
+            weight[R] = rows[y]
+            return buffer.addmm_(pixels[y], weight)
+
+        for step in SAMPLES:
+            weight[ONE] = 0
+            top = torch.stack([scores(y).amax(0) for y in range(0, height, step)]).amax(0)
+            weight[ONE] = -top - HEADROOM
+
+            total = pixels.new_zeros(ONE + 1, n)
+            by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
+            for y in range(height):
+                p = scores(y).exp_()
+                torch.mm(pixels[y].T, p, out=sums)                           # sum_x p [r f, r, 1]
+                total += sums
+                by_row[y] = sums[R]
+                by_column.addcmul_(p, r[y])
+            mean = join(total[:CONTENT], by_row, by_column, self.positions)
+            mean /= total[ONE, :, None]
+            if mean.isfinite().all():
+                break
+        return mean
+
+
+def self_attend(layer: Layer, z: Tensor) -> Tensor:
+    """``layer(z)`` on the CPU, (B, L, D) -> (B, L, D): each head at a time, scores in a cache."""
+    attention = layer.attention
+    x = attention.layernorm1(z)
+    attended = torch.empty_like(z)
+    size = z.shape[-1] // attention.heads
+
+    def head(item: tuple[int, int]) -> None:
+        batch, channels = item[0], slice(item[1] * size, (item[1] + 1) * size)
+        q, k, v = (F.linear(x[batch], projection.weight[channels], projection.bias[channels])
+                   for projection in (attention.query, attention.key, attention.value))
+        q = q / size ** 0.5
+        top = (q @ k[::16].T).amax(1, keepdim=True)                          # of a sample
+        q = torch.cat([q, -top - HEADROOM], dim=1)                           # [q, constant]
+        k = F.pad(k, (0, 1), value=1.)                                       # [k, 1]
+        v = F.pad(v, (0, 1), value=1.).T.contiguous()                        # [v, 1]
+        for i in range(0, len(q), BLOCK):
+            p = (k @ q[i:i + BLOCK].T).exp_()
+            sums = v @ p
+            attended[batch, i:i + BLOCK, channels] = (sums[:-1] / sums[-1]).T
+
+    def rest(block: tuple[Tensor, Tensor]) -> Tensor:
+        z = block[0] + attention.output(block[1])
+        return z + layer.mlp(layer.layernorm(z))
+
+    parallel(head, product(range(len(z)), range(attention.heads)), z.device)
+    if not attended.isfinite().all():               # a score far above the sample's: never seen
+        return layer(z)
+    blocks = zip(z.split(BLOCK, dim=1), attended.split(BLOCK, dim=1), strict=True)
+    return torch.cat(parallel(rest, blocks, z.device), dim=1)
+
+
+class Writer(nn.Module):
+    """Decoder: pixels that ask all latents, each on its own. `queries` says which pixels."""
+
+    def __init__(self, decoder: Decoder, positions: Positions):
+        super().__init__()
+        layer = decoder.cross_attention
+        attention = layer.attention
+        gamma, beta = attention.layernorm1.weight, attention.layernorm1.bias
+        self.attention, self.layernorm, self.dense = attention, layer.layernorm, layer.mlp.dense1
+        self.positions = positions
+
+        query = attention.query
+        constant = query(beta)[:, None]
+        query = torch.cat([centred(query.weight * gamma), constant], dim=1)
+        self.register_buffer('query', query / query.shape[0] ** 0.5)
+
+        final, dense = decoder.final_layer, layer.mlp.dense2
+        self.register_buffer('flow', PIXELS * final.weight)
+        self.register_buffer('hidden_flow', PIXELS * final.weight @ dense.weight)
+        self.register_buffer('bias', PIXELS * final(dense.bias))
+
+    def forward(self, pixels: Tensor, z: Tensor, queries: Queries) -> list[Tensor]:
+        """``pixels``: (H, W, 66), ``z``: (L, D) -> flow (n, 2), pixels, of each of the queries."""
+        z = self.attention.layernorm2(z)
+        keys = self.attention.key(z) @ self.query                            # (L, 322 + 1)
+        content, rows, columns = split(keys[:, :-1], self.positions)
+        constant = keys[:, -1:].T
+        value = F.pad(self.attention.output(self.attention.value(z)), (0, 1), value=1.)
+
+        def answer(query: tuple[int, slice | Tensor]) -> Tensor:
+            y, x = query
+            asking = pixels[y, x]                                            # (n, 66)
+            weight = torch.cat([content, rows[y, None], constant])          # [g_f; A(y); c]
+            scores = torch.mul(columns[x], asking[:, R, None]).addmm_(asking, weight)
+            p = scores.sub_(scores.amax(1, keepdim=True)).exp_()
+            sums = p @ value
+            o = sums[:, :-1] / sums[:, -1:]
+            hidden = F.gelu(self.dense(self.layernorm(o)))
+            return F.linear(o, self.flow, self.bias) + F.linear(hidden, self.hidden_flow)
+
+        return parallel(answer, queries, pixels.device)
+
+
+class FoldedNetwork(nn.Module):
+    """An `OfficialNetwork`, folded: takes over its parameters, for inference only.
+
+    Tiles are encoded together and decoded one by one, at all pixels or at those asked for: what is
+    decoded at a pixel does not depend on what else is. ``precision`` is that of the self-attention
+    layers; the cross-attentions are computed in float32.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: OfficialNetwork, precision: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = network.config
+        positions = network.positions
+        self.preprocess = Preprocessor(network.content, positions)
+        self.read = Reader(network.latents, network.encoder.cross_attention, positions)
+        self.layers = network.encoder.self_attends.to(precision)
+        self.precision = precision
+        self.write = Writer(network.decoder, positions)
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> pixels (B, H, W, 66), latents (B, L, D)."""
+        pixels = self.preprocess(frames)
+        z = torch.stack([self.read(tile) for tile in pixels]).to(self.precision)
+        by_head = z.device.type == 'cpu' and z.dtype == torch.float32
+        for layer in self.layers:
+            z = self_attend(layer, z) if by_head else layer(z)
+        return pixels, z.float()
+
+    @torch.inference_mode()
+    def decode(self, pixels: Tensor, z: Tensor, queries: Queries) -> list[Tensor]:
+        """Flow of one tile.
+
+        Parameters
+        ----------
+        pixels : (H, W, 66), z : (L, D)
+            One tile of what `encode` returned.
+        queries : sequence of (row, columns)
+            The pixels to decode: a row's number, and a slice or the indices of its columns.
+
+        Returns
+        -------
+        list of (n, 2) float32, one a query
+            Flow in pixels, (u right, v down).
+        """
+        return self.write(pixels, z, queries)
+
+    @torch.inference_mode()
+    def decode_at(self, pixels: Tensor, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Flow (N, 2) of one tile at its pixels (y, x), (N,) each, in any order."""
+        y, order = y.sort()
+        rows, counts = y.unique_consecutive(return_counts=True)
+        queries = list(zip(rows.tolist(), x[order].split(counts.tolist())))
+        flow = pixels.new_empty(len(y), 2)
+        flow[order] = torch.cat([flow[:0], *self.decode(pixels, z, queries)])
+        return flow
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> flow (B, H, W, 2), pixels."""
+        pixels, latents = self.encode(frames)
+        every = [(y, slice(None)) for y in range(pixels.shape[1])]
+        return torch.stack([torch.stack(self.decode(x, z, every))
+                            for x, z in zip(pixels, latents, strict=True)])
+
