@@ -7,7 +7,8 @@ A subscriber for demonstrations: keeps what a camera and the flow node publish.
 It listens to the node's outputs first, and to `image` and `camera_info` only once the node's
 publishers are there: a camera that waits for its subscribers then starts when all are connected.
 Messages are kept serialised, as pickled (topic, type, nanoseconds of arrival, bytes). The stamp of
-every flow whose `flow`, `flow/previous` and `flow/color` have come is printed.
+every flow whose `flow`, `flow/previous` and `flow/color` have come is printed, and so is, after
+"error: ", what the diagnostics call an error.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from collections import Counter
 from typing import BinaryIO
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 
 OUTPUTS = {'flow': Image, 'flow/previous': TimeReference, 'flow/color': Image}
@@ -40,7 +42,7 @@ class Recorder(Node):
         self._parts: Counter[int] = Counter()  # outputs that have come, by stamp
         for name, kind in OUTPUTS.items():
             self._subscribe(kind, name, self._count)
-        self._subscribe(DiagnosticArray, '/diagnostics')
+        self._subscribe(DiagnosticArray, '/diagnostics', self._complain)
         self._waiting = self.create_timer(0.05, self._listen_to_camera)
 
     def _listen_to_camera(self) -> None:
@@ -66,6 +68,11 @@ class Recorder(Node):
         self._parts[stamp] += 1
         if self._parts[stamp] == len(OUTPUTS):
             print(stamp, flush=True)
+
+    def _complain(self, data: bytes) -> None:
+        for status in deserialize_message(data, DiagnosticArray).status:
+            if status.level == DiagnosticStatus.ERROR:
+                print(f'error: {status.message}', flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -424,23 +424,20 @@ def sky(rng: np.random.Generator, size: tuple[int, int] = (512, 2048)) -> np.nda
         + np.float32([72, 124, 190]) * t[..., None]
     )
     image = np.broadcast_to(image, (h, w, 3))
-    reach = 330 / (np.tan(elevation) + 0.16)
-    noise = fractal((1024, 1024), rng, 1.55)
+    reach = 300 / (np.tan(elevation) + 0.16)
     x, y = reach * np.cos(azimuth) + 512, reach * np.sin(azimuth) + 512
-    cloud = cv2.remap(
-        noise,
-        x.astype(np.float32),
-        y.astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_WRAP,
+
+    def over(
+        noise: np.ndarray, dx: float = 0.0, dy: float = 0.0, stretch: float = 1.0
+    ) -> np.ndarray:
+        at = np.float32(x * stretch + dx), np.float32(y + dy)
+        return cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+
+    noise = fractal((1024, 1024), rng, 1.5)
+    cloud, towards_sun = over(noise), over(noise, -9, 9)
+    veil = np.clip(0.5 + 0.5 * over(fractal((1024, 1024), rng, 1.25), stretch=0.35), 0, 1) * 0.55
+    cover = np.maximum(np.clip(cloud * 0.8 + 0.1, 0, 1), veil) * np.clip(elevation * 9, 0, 1)
+    white = 246 + np.clip((towards_sun - cloud) * 60, -46, 6)[..., None] * np.float32(
+        [1, 0.95, 0.86]
     )
-    lit = cv2.remap(
-        noise,
-        (x - 9).astype(np.float32),
-        (y + 9).astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_WRAP,
-    )
-    cover = np.clip(cloud * 0.9 - 0.05, 0, 1)[..., None] * np.clip(elevation * 9, 0, 1)[..., None]
-    white = 244 + np.clip((lit - cloud) * 60, -50, 8)[..., None] * np.float32([1, 0.95, 0.86])
-    return _finish(image * (1 - cover) + white * cover)
+    return _finish(image + cover[..., None] * (white - image))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo says of a run: figures, the table, pictures and the bag."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perceiver_flow_ros.commands._demo_frames import Footage
+from perceiver_flow_ros.commands._demo_pictures import Pair, panel, scales, timeline
+from perceiver_flow_ros.commands._demo_processes import NODE, Recording
+from perceiver_flow_ros.commands.bagfile import TYPES, BagWriter
+from perceiver_flow_ros.flow.metrics import metrics
+from perceiver_flow_ros.training.scene import exact_flow
+
+COLUMNS = 6  # of the timeline
+
+
+@dataclass
+class Flow:
+    """A flow that the node published."""
+
+    previous: int  # number of the frame it starts from
+    current: int  # and of the one it leads to
+    received: float  # seconds
+    latency: float  # seconds between the image's stamp and the flow's arrival
+    field: np.ndarray  # (H, W, 2) float32
+    errors: dict[str, float] | None = None  # where the truth is known
+
+
+def read_flows(recording: Recording, footage: Footage) -> list[Flow]:
+    """Read the flows out of a recording, in their order, and compare them with the truth."""
+    from tqdm import tqdm
+
+    number = {stamp: i for i, stamp in enumerate(recording.sent)}
+    flows: dict[int, Flow] = {}
+    previous: dict[int, int] = {}
+    for message in recording.messages():
+        if message.topic == NODE['flow']:
+            image = TYPES.deserialize_cdr(message.data, message.type)
+            field = np.frombuffer(image.data, '<f4').reshape(image.height, image.width, 2)
+            stamp = nanoseconds(image.header.stamp)
+            late = (message.received - stamp) / 1e9
+            flows[stamp] = Flow(-1, number[stamp], message.received / 1e9, late, field)
+        elif message.topic == NODE['flow/previous']:
+            reference = TYPES.deserialize_cdr(message.data, message.type)
+            before = nanoseconds(reference.time_ref)
+            previous[nanoseconds(reference.header.stamp)] = number[before]
+    for stamp, flow in flows.items():
+        flow.previous = previous.get(stamp, flow.current - 1)
+    result = sorted(flows.values(), key=lambda flow: flow.current)
+    if footage.views:
+        for flow in tqdm(result, 'comparing', unit='flow', disable=None, file=sys.stderr):
+            flow.errors = errors(flow, footage)
+    return result
+
+
+def errors(flow: Flow, footage: Footage) -> dict[str, float]:
+    """Compare a flow with the exact one: over all pixels, and over those that are not hidden."""
+    truth, visible = exact_flow(footage.views[flow.previous], footage.views[flow.current])
+    every = metrics(flow.field, truth)
+    return {
+        'epe': every['epe'],
+        'fl': every['fl'],
+        'epe_visible': metrics(flow.field, np.where(visible[..., None], truth, np.nan))['epe'],
+        'epe_zero': metrics(np.zeros_like(truth), truth)['epe'],
+    }
+
+
+def figures(
+    recording: Recording, footage: Footage, flows: list[Flow], rate: float
+) -> dict[str, Any]:
+    """Sum a run up."""
+    sent = len(recording.sent)
+    late = np.array([flow.latency for flow in flows]) * 1e3
+    seconds = flows[-1].received - flows[0].received
+    height, width = flows[0].field.shape[:2]
+    report = {
+        **estimator(recording),
+        'source': footage.name,
+        'size': [width, height],
+        'camera_hz': rate,
+        'frames_sent': sent,
+        'flows_received': len(flows),
+        'dropped': sent - 1 - len(flows),
+        'flow_hz': (len(flows) - 1) / seconds if seconds > 0 else 0.0,
+        'latency_ms': {
+            'p50': float(np.percentile(late, 50)),
+            'p95': float(np.percentile(late, 95)),
+            'max': float(late.max()),
+        },
+    }
+    if flows[0].errors:
+        for key in flows[0].errors:
+            report[key] = float(np.mean([flow.errors[key] for flow in flows]))
+    return report
+
+
+def estimator(recording: Recording) -> dict[str, str]:
+    """Ask the node's diagnostics what computed the flow."""
+    known = {}
+    for message in recording.messages():
+        if message.topic == '/diagnostics':
+            for status in TYPES.deserialize_cdr(message.data, message.type).status:
+                known.update((pair.key, pair.value) for pair in status.values)
+    return {key: known.get(key, 'unknown') for key in ('model', 'device', 'precision')}
+
+
+def pictures(footage: Footage, flows: list[Flow], report: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Draw the panel of one pair and the timeline."""
+    every = [flows[i] for i in np.unique(np.linspace(0, len(flows) - 1, COLUMNS).astype(int))]
+    pairs = [pair(flow, footage, flows[0]) for flow in every]
+    one = pair(typical(flows), footage, flows[0])
+    scale = scales([*pairs, one])
+    late = report['latency_ms']
+    facts = [
+        f'{report["frames_sent"]} frames at {report["camera_hz"]:g} Hz',
+        f'{report["flows_received"]} flows',
+        f'latency {late["p50"]:.0f} ms (median), {late["p95"]:.0f} ms (p95)',
+    ]
+    if 'epe' in report:
+        facts.append(
+            f'end-point error {report["epe"]:.2f} px (zero flow {report["epe_zero"]:.1f})'
+        )
+    title = f'perceiver_flow, {report["model"]} on {report["device"]}'
+    name = report['model']
+    return {
+        'panel': panel(one, scale, title, ',  '.join(facts), name),
+        'timeline': timeline(pairs, scale, f'{title}: the run over time', name),
+    }
+
+
+def typical(flows: list[Flow]) -> Flow:
+    """Choose the flow to show: the one of median error, or the middle one."""
+    if flows[0].errors:
+        flows = sorted(flows, key=lambda flow: flow.errors['epe'])
+    return flows[len(flows) // 2]
+
+
+def pair(flow: Flow, footage: Footage, first: Flow) -> Pair:
+    """Put a flow beside its frame and its truth."""
+    from perceiver_flow_ros.ros.conversion import to_frame
+
+    seconds = flow.received - first.received
+    frame = to_frame(footage.image(flow.previous))
+    if not footage.views:
+        return Pair(frame, flow.field, seconds=seconds)
+    truth = exact_flow(footage.views[flow.previous], footage.views[flow.current])
+    return Pair(frame, flow.field, *truth, seconds=seconds)
+
+
+def write_bag(recording: Recording, path: Path) -> None:
+    """Write all messages to a bag, as they came."""
+    with BagWriter(path, force=True) as bag:
+        for message in recording.messages():
+            bag.write(message.topic, message.type, message.data, message.received)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lay the figures out for people."""
+    late = report['latency_ms']
+    rows = [
+        ('frames sent', f'{report["frames_sent"]}', f'at {report["camera_hz"]:g} Hz'),
+        ('flows received', f'{report["flows_received"]}', f'at {report["flow_hz"]:.1f} Hz'),
+        ('dropped', f'{report["dropped"]}', 'frames that gave way to a newer one'),
+        ('latency p50', f'{late["p50"]:.0f} ms', 'from the stamp of the image to the flow'),
+        ('latency p95', f'{late["p95"]:.0f} ms', f'at most {late["max"]:.0f} ms'),
+    ]
+    if 'epe' in report:
+        rows += [
+            ('EPE', f'{report["epe"]:.2f} px', f'zero flow: {report["epe_zero"]:.2f} px'),
+            (
+                'EPE visible',
+                f'{report["epe_visible"]:.2f} px',
+                'of what the next image shows, too',
+            ),
+            ('Fl', f'{report["fl"]:.1f} %', 'of pixels off by more than 3 px and 5 %'),
+        ]
+    width, height = report['size']
+    head = f'{report["model"]} on {report["device"]} in {report["precision"]}: '
+    lines = [f'{head}{report["source"]}, {width}x{height}', '']
+    lines += [f'  {name:15} {value:>9}   {note}' for name, value, note in rows]
+    lines += ['', *(f'  {name:15} {file}' for name, file in report['files'].items())]
+    return '\n'.join(lines)
+
+
+def nanoseconds(stamp: Any) -> int:
+    """Give a builtin_interfaces/Time as one number."""
+    return stamp.sec * 10**9 + stamp.nanosec
