@@ -58,7 +58,7 @@ def test_parity_holds_with_one_thread(network, frames, truth):
 
 
 def test_half_precision_stays_close(network, frames, truth):
-    """Only the self-attention is in half precision; weights are the network's own, so use a copy."""
+    """Only the self-attention is in half precision. It changes the network, so take a copy."""
     copy = peaky_network(HEIGHT, WIDTH, num_latents=300, d_latents=64,
                          num_self_attends_per_block=2, num_self_attention_heads=4)
     flow = FoldedNetwork(copy, torch.bfloat16)(frames[:1])

@@ -111,11 +111,15 @@ def find(weights: str | Path, allow_download: bool = False) -> Path:
 def cached(name: str) -> Path | None:
     """Folder of a Hugging Face id in the local cache, if its weights are there."""
     hub = import_hub(name)
-    try:
-        folder = Path(hub.snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return folder if any((folder / file).is_file() for file in FILES) else None
+    for file in FILES:
+        try:
+            folder = Path(hub.snapshot_download(name, allow_patterns=[CONFIG, file],
+                                                local_files_only=True))
+        except (OSError, ValueError):
+            continue
+        if (folder / file).is_file():
+            return folder
+    return None
 
 
 def downloaded(name: str, allowed: bool = True, force: bool = False) -> Path:
@@ -127,7 +131,8 @@ def downloaded(name: str, allowed: bool = True, force: bool = False) -> Path:
             f'{name}: neither a path nor in the local cache ({cache}); run "perceiver_flow '
             f'fetch_weights --model {name}" where there is a network, or set allow_download')
     try:
-        there = [file.rfilename for file in hub.model_info(name, timeout=10).siblings]
+        files = hub.HfApi().model_info(name, timeout=10).siblings
+        there = [file.rfilename for file in files]
         weights = next((file for file in FILES if file in there), None)
         if weights is None:
             raise WeightsError(f'{name}: this repository has neither {" nor ".join(FILES)}')
