@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from perceiver_flow_ros.training import street
+from perceiver_flow_ros.training import builder
 from perceiver_flow_ros.training.scene import (
     Camera,
     drive,
@@ -29,7 +29,7 @@ def textures(seed=0):
 
 def wall_scene(distance=10.0, **more):
     """A wall across the world's x axis, seen from the origin."""
-    big = street.wall(distance, 60, distance, -60, -60, 60, 'noise', 4)
+    big = builder.wall(distance, 60, distance, -60, -60, 60, 'noise', 4)
     return Scene([big, *more.pop('faces', [])], textures(), **more)
 
 
@@ -98,7 +98,7 @@ def test_sphere_depth_and_occlusion_of_what_lies_behind():
     scene = wall_scene(
         10.0,
         spheres=[Sphere(np.array([5.0, 0, 0]), 1.0, 'other')],
-        faces=street.box(3.0, 1.0, -0.5, 3.5, 1.5, 0.5, 'other', 'other', 1),
+        faces=builder.box(3.0, 1.0, -0.5, 3.5, 1.5, 0.5, 'other', 'other', 1),
     )
     camera = Camera(161, 121, 125.0, 125.0, 80.0, 60.0)
     first, second = scene.render(look((0, 0, 0)), camera), scene.render(look((0, 0.4, 0)), camera)
@@ -126,7 +126,7 @@ def test_moving_body_has_its_own_flow():
 
     scene = wall_scene(
         20.0,
-        faces=[street.wall(8, 1, 8, -1, -1, 1, 'other', body=1)],
+        faces=[builder.wall(8, 1, 8, -1, -1, 1, 'other', body=1)],
         motions=[motion],
     )
     first, second = (scene.render(look((0, 0, 0)), CAMERA, time=t) for t in (0.0, 0.1))
