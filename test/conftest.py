@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: where measured data lies, and a ROS environment that stays on this machine."""
+"""What all tests share: where measured data lies; a ROS environment that stays on this machine."""
 
 import os
 import sys

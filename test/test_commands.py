@@ -94,7 +94,10 @@ def test_estimate_writes_the_flow_and_its_picture(capsys, frames, tmp_path, suff
 
 def test_estimate_on_a_sparse_grid(capsys, frames, tmp_path):
     output = tmp_path / 'flow.npy'
-    assert main(['estimate', *frames, '-o', str(output), '--model', 'dis', '--query-stride', '4']) == 0
+    assert (
+        main(['estimate', *frames, '-o', str(output), '--model', 'dis', '--query-stride', '4'])
+        == 0
+    )
     assert read_flow(output).shape == (18, 23, 2)
     assert '23x18 vectors' in capsys.readouterr().out
 
@@ -109,14 +112,25 @@ def test_estimate_refuses_bad_input_and_leaves_nothing(capsys, frames, tmp_path)
 
     message = estimate(frames[0], tmp_path / 'small.png', '-o', out)
     assert 'a.png is 90x70' in message and 'small.png is 90x60' in message
-    assert 'corrupt.png: not a whole image' in estimate(frames[0], tmp_path / 'corrupt.png', '-o', out)
+    assert 'corrupt.png: not a whole image' in estimate(
+        frames[0], tmp_path / 'corrupt.png', '-o', out
+    )
     assert 'none.png: No such file' in estimate(frames[0], tmp_path / 'none.png', '-o', out)
     assert 'nothing to write' in estimate(*frames)
-    assert "'.gif', expected one of .flo, .png, .npy" in estimate(*frames, '-o', tmp_path / 'a.gif')
+    assert "'.gif', expected one of .flo, .png, .npy" in estimate(
+        *frames, '-o', tmp_path / 'a.gif'
+    )
     assert 'No such folder' in estimate(*frames, '-o', tmp_path / 'none' / 'a.flo')
-    assert 'same file' in estimate(*frames, '-o', tmp_path / 'f.png', '--color', tmp_path / 'f.png')
+    assert 'same file' in estimate(
+        *frames, '-o', tmp_path / 'f.png', '--color', tmp_path / 'f.png'
+    )
     assert 'CPU only' in estimate(*frames, '-o', out, '--device', 'cuda')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.png', 'b.png', 'corrupt.png', 'small.png']
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'a.png',
+        'b.png',
+        'corrupt.png',
+        'small.png',
+    ]
 
 
 def test_estimate_says_what_is_wrong_with_a_model(capsys, frames, tmp_path):
@@ -162,9 +176,8 @@ LAYOUTS = {
     ],
     'alley_1/final/frame_0002.png alley_1/final/frame_0003.png alley_1/final/gt/frame_0002.flo '
     'alley_1/final/gt/invalid/frame_0002.png': ['alley_1/final/frame_0002'],
-    'training/image_2/000007_10.png training/image_2/000007_11.png training/flow_occ/000007_10.png': [
-        'training/000007_10'
-    ],
+    'training/image_2/000007_10.png training/image_2/000007_11.png '
+    'training/flow_occ/000007_10.png': ['training/000007_10'],
     'image_0/000007_10.png image_0/000007_11.png flow_noc/000007_10.png': ['000007_10'],
     'colored_0/000007_10.png colored_0/000007_11.png flow_occ/000007_10.png': ['000007_10'],
     'data/00001_img1.ppm data/00001_img2.ppm data/00001_flow.flo': ['data/00001'],
@@ -191,7 +204,9 @@ def test_evaluate_takes_clean_and_final_and_counts_kitti_once(capsys, tmp_path):
     for kind in ('clean', 'final'):
         folder = base / kind / 'cave_2'
         make_pair(
-            folder / 'frame_0001.png', folder / 'frame_0002.png', base / 'flow/cave_2/frame_0001.flo'
+            folder / 'frame_0001.png',
+            folder / 'frame_0002.png',
+            base / 'flow/cave_2/frame_0001.flo',
         )
     base = tmp_path / 'KITTI'
     for truth in ('flow_occ', 'flow_noc'):
@@ -284,7 +299,16 @@ def stamps(messages):
 def test_record_gives_a_bag_that_reads_back(capsys, tmp_path, name):
     folder, bag = make_images(tmp_path / 'images'), tmp_path / name
     (tmp_path / 'camera.yaml').write_text(CAMERA_YAML)
-    arguments = ['record', folder, '-o', bag, '--fps', 10, '--calibration', tmp_path / 'camera.yaml']
+    arguments = [
+        'record',
+        folder,
+        '-o',
+        bag,
+        '--fps',
+        10,
+        '--calibration',
+        tmp_path / 'camera.yaml',
+    ]
     assert main([str(a) for a in [*arguments, '--frame-id', 'front', '--json']]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report['frames'], report['encoding'], report['size']) == (12, 'bgr8', [90, 70])

@@ -121,7 +121,9 @@ def test_arguments_that_cannot_be_honoured_are_refused(arguments, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a CUDA device')
 def test_cuda_where_there_is_none_says_so():
-    with pytest.raises(ValueError, match='no CUDA device: torch.cuda.is_available.. is False.*use device "cpu"'):
+    with pytest.raises(
+        ValueError, match='no CUDA device: torch.cuda.is_available.. is False.*use device "cpu"'
+    ):
         load_estimator('lite', device='cuda')
 
 
@@ -146,5 +148,7 @@ def test_dis_reaches_its_known_accuracy_on_real_pairs(flow_data):
     for scene in ('Dimetrodon', 'Grove2', 'RubberWhale', 'Urban2'):
         folder = flow_data / 'middlebury' / scene
         frames = [read_image(folder / name) for name in ('frame10.png', 'frame11.png')]
-        errors.append(metrics(load_estimator('dis')(*frames), read_flow(folder / 'flow10.flo'))['epe'])
+        errors.append(
+            metrics(load_estimator('dis')(*frames), read_flow(folder / 'flow10.flo'))['epe']
+        )
     np.testing.assert_allclose(errors, [0.15, 0.32, 0.22, 0.65], atol=0.02)

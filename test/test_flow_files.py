@@ -17,7 +17,9 @@ def some_flow(height=7, width=11):
     return flow
 
 
-@pytest.mark.parametrize(('suffix', 'step'), [('.flo', 0), ('.npy', 0), ('.png', 1 / 64), ('.FLO', 0)])
+@pytest.mark.parametrize(
+    ('suffix', 'step'), [('.flo', 0), ('.npy', 0), ('.png', 1 / 64), ('.FLO', 0)]
+)
 def test_a_flow_file_gives_back_what_was_written(tmp_path, suffix, step):
     flow = some_flow()
     path = tmp_path / f'flow{suffix}'
@@ -138,7 +140,7 @@ def test_a_truncated_or_missing_image_is_refused(tmp_path):
         write_image(tmp_path / 'a.flo', picture)
 
 
-# The colours of Middlebury's own program (colorcode.cpp) for these flows, at a largest motion of 1 px.
+# The colours of Middlebury's own program (colorcode.cpp) at a largest motion of 1 px.
 MIDDLEBURY = {
     (1, 0): (255, 0, 0),
     (0, 1): (255, 229, 0),

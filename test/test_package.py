@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed: entry points, dependencies, `colcon build`, `pip install .`, and the installed node at work."""
+"""What is installed: entry points, dependencies, colcon, pip, the installed node, `run`."""
 
 import ast
 from distutils.core import run_setup  # setuptools brings it where Python no longer has it
@@ -89,21 +89,28 @@ def test_every_import_is_declared_in_package_xml():
 def test_every_dependency_in_package_xml_is_used():
     modules = imported(NAME, 'launch', 'test')
     used = {KEYS.get(module, module) for module in modules} | {'python3-pytest-timeout'}
-    used |= {'python3-skimage', 'python3-sklearn'}  # for the pictures they ship: no import statement
+    used |= {
+        'python3-skimage',
+        'python3-sklearn',
+    }  # for the pictures they ship: no import statement
     assert declared('depend', 'exec_depend', 'test_depend') <= used
 
 
 def test_one_version_everywhere():
     version = PACKAGE_XML.findtext('version')
     assert setup().metadata.version == version
-    assert re.search(rf'^{re.escape(version)} ', (ROOT / 'CHANGELOG.rst').read_text(), re.MULTILINE)
+    assert re.search(
+        rf'^{re.escape(version)} ', (ROOT / 'CHANGELOG.rst').read_text(), re.MULTILINE
+    )
 
 
 def test_what_the_two_commands_install_is_pinned():
     for file in ROOT.glob('requirements*.txt'):
         for line in file.read_text().splitlines():
             if line and not line.startswith('#'):
-                assert re.match(r'[\w.-]+==\S+( ; python_version .*)?$', line), f'{file.name}: {line}'
+                assert re.match(r'[\w.-]+==\S+( ; python_version .*)?$', line), (
+                    f'{file.name}: {line}'
+                )
 
 
 def test_the_core_knows_nothing_of_ros():
@@ -113,7 +120,10 @@ def test_the_core_knows_nothing_of_ros():
 
 def test_ruff_finds_nothing():
     done = subprocess.run(
-        [sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
 
@@ -124,7 +134,9 @@ def test_ruff_finds_nothing():
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     copy = tmp_path_factory.mktemp('source') / NAME
-    ignore = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'install', 'log', 'out')
+    ignore = shutil.ignore_patterns(
+        '.*', '__pycache__', '*.egg-info', 'build', 'install', 'log', 'out'
+    )
     shutil.copytree(ROOT, copy, ignore=ignore)
     return copy
 
@@ -175,7 +187,17 @@ def check_command(executable, prefix, folder):
     """Let an installed perceiver_flow estimate something."""
     for name in ('a.png', 'b.png'):
         write_image(folder / name, np.zeros((40, 50, 3), np.uint8))
-    command = [executable, 'estimate', 'a.png', 'b.png', '-o', 'flow.flo', '--model', 'dis', '--json']
+    command = [
+        executable,
+        'estimate',
+        'a.png',
+        'b.png',
+        '-o',
+        'flow.flo',
+        '--model',
+        'dis',
+        '--json',
+    ]
     done = subprocess.run(
         command, cwd=folder, env=installed_environment(prefix), capture_output=True, text=True
     )
@@ -210,14 +232,23 @@ def test_the_installed_node_turns_images_into_flow(workspace, tmp_path):
     from sensor_msgs.msg import Image
 
     config = workspace / 'share' / NAME / 'config' / 'perceiver_flow.yaml'
-    node_command = [workspace / 'lib' / NAME / 'perceiver_flow_node', '--ros-args', '--params-file', config]
+    node_command = [
+        workspace / 'lib' / NAME / 'perceiver_flow_node',
+        '--ros-args',
+        '--params-file',
+        config,
+    ]
     node_command += ['-p', 'model:=dis', '-r', 'image:=/camera/image_raw']
     picture = np.random.default_rng(0).integers(0, 256, (12, 18), np.uint8)
     picture = np.kron(picture, np.ones((10, 10), np.uint8))  # 180x120 in blocks of 10 px
 
     with open(tmp_path / 'node.log', 'w') as log:
         process = subprocess.Popen(
-            node_command, cwd=tmp_path, env=installed_environment(workspace), stdout=log, stderr=log
+            node_command,
+            cwd=tmp_path,
+            env=installed_environment(workspace),
+            stdout=log,
+            stderr=log,
         )
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=DOMAIN)
@@ -226,7 +257,9 @@ def test_the_installed_node_turns_images_into_flow(workspace, tmp_path):
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)
         flows = []
-        node.create_subscription(Image, '/perceiver_flow/flow', flows.append, qos_profile_sensor_data)
+        node.create_subscription(
+            Image, '/perceiver_flow/flow', flows.append, qos_profile_sensor_data
+        )
         publisher = node.create_publisher(Image, '/camera/image_raw', qos_profile_sensor_data)
         deadline = time.monotonic() + 60
         frame = 0
@@ -266,7 +299,9 @@ def checkout(tmp_path):
     folder.mkdir()
     for name in ['run', 'setup.py', *(f.name for f in ROOT.glob('requirements*.txt'))]:
         shutil.copy(ROOT / name, folder)
-    environment = {k: v for k, v in os.environ.items() if k not in ('ROS_DISTRO', 'AMENT_PREFIX_PATH')}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ('ROS_DISTRO', 'AMENT_PREFIX_PATH')
+    }
     environment.update(PYTHON=sys.executable)
     return folder, environment
 
@@ -292,15 +327,25 @@ def refusal(checkout, **changes):
 
 
 def test_run_tells_how_it_is_used(checkout):
-    done = subprocess.run([checkout[0] / 'run', '--help'], capture_output=True, text=True, check=True)
-    for word in ('./run demo', './run test [--quick]', './run setup', 'PYTHON=', 'TORCH_INDEX_URL'):
+    done = subprocess.run(
+        [checkout[0] / 'run', '--help'], capture_output=True, text=True, check=True
+    )
+    for word in (
+        './run demo',
+        './run test [--quick]',
+        './run setup',
+        'PYTHON=',
+        'TORCH_INDEX_URL',
+    ):
         assert word in done.stdout
 
 
 def test_run_says_what_is_missing(checkout, tmp_path):
     old = 'case $1 in --version) echo Python 3.9.1;; *) exit 1;; esac'
     path = stand_in(tmp_path, 'old-python', old)
-    assert 'old-python is no Python 3.10 to 3.13' in refusal(checkout, PATH=path, PYTHON='old-python')
+    assert 'old-python is no Python 3.10 to 3.13' in refusal(
+        checkout, PATH=path, PYTHON='old-python'
+    )
     assert 'no Python 3.10' in refusal(checkout, PYTHON='no-such-python')
 
     no_venv = f'case "$2" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac'
