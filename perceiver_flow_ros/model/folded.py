@@ -40,7 +40,7 @@ R = CONTENT             # index of r in a pixel's [r f, r, 1]
 ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the softmax's divisor
 HEADROOM = 20.          # a sample of the scores is shifted this far below 0; exp overflows at 88
 SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
-BLOCK = 256             # latents, or a self-attention head's queries, worked on at a time
+BLOCK = 128             # latents, or a self-attention head's queries, worked on at a time
 
 Queries = Sequence[tuple[int, slice | Tensor]]      # (row, its columns) of the pixels to decode
 
@@ -83,7 +83,11 @@ class Preprocessor(nn.Module):
         mean = (f.sum(-1) + self.sum) / TOKEN
         variance = (f.square().sum(-1) + self.square) / TOKEN - mean.square()
         r = (variance + 1e-5).rsqrt()[..., None]
-        return torch.cat([f * r, r, torch.ones_like(r)], dim=-1)
+        pixels = f.new_empty(*f.shape[:-1], ONE + 1)
+        torch.mul(f, r, out=pixels[..., :CONTENT])
+        pixels[..., R:ONE] = r
+        pixels[..., ONE] = 1
+        return pixels
 
 
 class Reader(nn.Module):
@@ -118,7 +122,7 @@ class Reader(nn.Module):
         height, width, _ = pixels.shape
         r = pixels[..., R, None]
         rows, columns = self.rows[:, block].contiguous(), self.columns[:, block].contiguous()
-        weight = torch.cat([self.content[:, block], rows[:2]])              # [g_f; A(y); c]
+        weight = F.pad(self.content[:, block], (0, 0, 0, 2))                # [g_f; A(y); c]
         n = weight.shape[1]
         buffer, sums = pixels.new_empty(width, n), pixels.new_empty(ONE + 1, n)
 
@@ -142,7 +146,7 @@ class Reader(nn.Module):
                 by_column.addcmul_(p, r[y])
             mean = join(total[:CONTENT], by_row, by_column, self.positions)
             mean /= total[ONE, :, None]
-            if mean.isfinite().all():
+            if total.isfinite().all() and mean.isfinite().all():
                 break
         return mean
 
@@ -154,7 +158,7 @@ def self_attend(layer: Layer, z: Tensor) -> Tensor:
     attended = torch.empty_like(z)
     size = z.shape[-1] // attention.heads
 
-    def head(item: tuple[int, int]) -> None:
+    def head(item: tuple[int, int]) -> bool:
         batch, channels = item[0], slice(item[1] * size, (item[1] + 1) * size)
         q, k, v = (F.linear(x[batch], projection.weight[channels], projection.bias[channels])
                    for projection in (attention.query, attention.key, attention.value))
@@ -163,17 +167,20 @@ def self_attend(layer: Layer, z: Tensor) -> Tensor:
         q = torch.cat([q, -top - HEADROOM], dim=1)                           # [q, constant]
         k = F.pad(k, (0, 1), value=1.)                                       # [k, 1]
         v = F.pad(v, (0, 1), value=1.).T.contiguous()                        # [v, 1]
+        finite = True
         for i in range(0, len(q), BLOCK):
             p = (k @ q[i:i + BLOCK].T).exp_()
             sums = v @ p
             attended[batch, i:i + BLOCK, channels] = (sums[:-1] / sums[-1]).T
+            finite &= bool(sums.isfinite().all())
+        return finite
 
     def rest(block: tuple[Tensor, Tensor]) -> Tensor:
         z = block[0] + attention.output(block[1])
         return z + layer.mlp(layer.layernorm(z))
 
-    parallel(head, product(range(len(z)), range(attention.heads)), z.device)
-    if not attended.isfinite().all():               # a score far above the sample's: never seen
+    heads = product(range(len(z)), range(attention.heads))
+    if not all(parallel(head, heads, z.device)):    # a score far above the sample's: never seen
         return layer(z)
     blocks = zip(z.split(BLOCK, dim=1), attended.split(BLOCK, dim=1), strict=True)
     return torch.cat(parallel(rest, blocks, z.device), dim=1)
