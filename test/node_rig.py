@@ -87,12 +87,16 @@ class Rig:
         parameters = {'diagnostics_period': 0.05, **parameters}
         self.context = Context()
         rclpy.init(context=self.context, domain_id=DOMAIN)
-        self.node = FlowNode(
-            loader=loader,
-            context=self.context,
-            cli_args=['--ros-args', *arguments] if arguments else None,
-            parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
-        )
+        try:
+            self.node = FlowNode(
+                loader=loader,
+                context=self.context,
+                cli_args=['--ros-args', *arguments] if arguments else None,
+                parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
+            )
+        except Exception:
+            rclpy.shutdown(context=self.context)
+            raise
         self.peer = Node('peer', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -129,7 +133,10 @@ class Rig:
         name = self.node.get_name()
         for output in outputs:
             self.peer.create_subscription(
-                OUTPUTS[output], f'/{name}/{output}', self.received[output].append, QoSProfile(depth=50)
+                OUTPUTS[output],
+                f'/{name}/{output}',
+                self.received[output].append,
+                QoSProfile(depth=50),
             )
         publishers = {p.topic_name: p for p in self.node.publishers}
         for output in outputs:
@@ -192,7 +199,9 @@ class Rig:
     def set(self, **parameters):
         """Set parameters at once, as `ros2 param set` does; return why it was refused, or ''."""
         request = SetParametersAtomically.Request()
-        request.parameters = [Parameter(k, value=v).to_parameter_msg() for k, v in parameters.items()]
+        request.parameters = [
+            Parameter(k, value=v).to_parameter_msg() for k, v in parameters.items()
+        ]
         result = self.call(SetParametersAtomically, 'set_parameters_atomically', request).result
         return '' if result.successful else result.reason
 

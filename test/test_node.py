@@ -8,10 +8,11 @@ from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
 import pytest
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_srvs.srv import Trigger
 
-from node_rig import Estimator, flow_of, image_message, picture, Rig, seconds
+from node_rig import Estimator, flow_of, image_message, picture, Rig
 from perceiver_flow_ros.ros import node as node_module
 
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
@@ -79,7 +80,8 @@ def test_nothing_is_computed_for_nobody(rig, monkeypatch):
     colored = []
     estimator = Estimator()
     monkeypatch.setattr(
-        node_module, 'flow_to_color',
+        node_module,
+        'flow_to_color',
         lambda flow, scale: colored.append(scale) or np.zeros((*flow.shape[:2], 3), np.uint8),
     )
     r = rig(loader=lambda *_, **__: estimator, color_max_magnitude=7.0).connect(())
@@ -198,7 +200,11 @@ GOOD = picture()
 FLOATS = (GOOD[:, :, 0] / 255).astype(np.float32)
 BAD_IMAGES = {
     'step': (GOOD, {'step': 100}, 'its step is 100, but a row of 128 rgb8 pixels has 384 bytes'),
-    'sheared': (GOOD, {'step': 400}, 'its data has 36864 bytes, but 96 rows of step 400 have 38400'),
+    'sheared': (
+        GOOD,
+        {'step': 400},
+        'its data has 36864 bytes, but 96 rows of step 400 have 38400',
+    ),
     'truncated': (GOOD[:50], {'height': 96}, 'its data has 19200 bytes, but 96 rows of step 384'),
     'unknown encoding': (GOOD, {'encoding': 'jpeg'}, "encoding 'jpeg' is not one of 16UC1, "),
     'empty': (GOOD, {'width': 0, 'step': 0}, 'it has 0x96 pixels, but flow needs at least 2x2'),
@@ -245,7 +251,11 @@ def test_an_estimator_that_fails_leaves_the_node_alive(stand_in):
     r.send(picture(), 1.3)
     assert r.flows(1) == [(1.2, 1.3)]
     status = r.status('flow', 'flows per second')
-    assert status.level == OK and status.values['failed'] == '2' and status.values['last error'] == text
+    assert (
+        status.level == OK
+        and status.values['failed'] == '2'
+        and status.values['last error'] == text
+    )
 
 
 # Lifecycle
@@ -372,7 +382,9 @@ def test_silence_is_explained(rig):
     assert status.level == WARN
     r.peer.destroy_publisher(camera)
     r.peer.create_publisher(Image, '/image', 1)
-    assert 'FASTDDS_DEFAULT_PROFILES_FILE' in r.status('input', '/image has 1 publisher(s)').message
+    assert (
+        'FASTDDS_DEFAULT_PROFILES_FILE' in r.status('input', '/image has 1 publisher(s)').message
+    )
 
 
 def test_losses_are_named_with_the_remedy(stand_in):
@@ -399,10 +411,13 @@ def test_camera_info_is_compared_with_the_images(stand_in):
         ),
     ]  # fmt: skip
     for level, text, fields in cases:
-        r.until(
-            lambda: r.describe(**fields)  # noqa: B023
-            or (r.statuses['camera_info'].level, r.statuses['camera_info'].message) == (level, text)  # noqa: B023
-        )
+
+        def is_reported(level=level, text=text, fields=fields):
+            r.describe(**fields)
+            status = r.statuses['camera_info']
+            return (status.level, status.message) == (level, text)
+
+        r.until(is_reported, text)
 
 
 def test_latency_is_given_only_where_the_clocks_agree(stand_in):
@@ -417,3 +432,28 @@ def test_latency_is_given_only_where_the_clocks_agree(stand_in):
     for i in range(4):
         r.send(picture(), 100 + i / 100)
     r.until(lambda: 'off the clock of this node' in r.statuses['flow'].values['latency'])
+
+
+def test_simulated_time(rig):
+    estimator = Estimator()
+    r = rig(loader=lambda *_, **__: estimator, use_sim_time=True, image_timeout=10.0).connect()
+    text = 'use_sim_time is true, but nothing publishes /clock'
+    assert r.status('input', text).level == WARN
+    clock = r.peer.create_publisher(Clock, '/clock', 10)
+
+    def tell(now):
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = divmod(round(now * 1e9), 10**9)
+        node_clock = r.node.get_clock()
+        r.until(lambda: clock.publish(message) or node_clock.now().nanoseconds == round(now * 1e9))
+
+    for start in (1000.0, 500.0):  # a bag that is played twice
+        for i in range(5):
+            tell(start + i / 10 + 0.02)
+            r.send(picture(), start + i / 10)
+        r.until(lambda: r.statuses['input'].message == '10.0 images per second')
+        r.until(lambda: r.statuses['flow'].message == '10.0 flows per second')
+        assert r.statuses['flow'].values['latency'] == 'mean 20.0 ms, p95 20.0 ms'
+        assert r.statuses['input'].level == OK
+    tell(520.0)
+    assert r.status('input', 'no image for 19.6 s').level == WARN

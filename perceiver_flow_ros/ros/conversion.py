@@ -99,9 +99,7 @@ def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     message = Image(header=header, encoding=encoding, is_bigendian=int(sys.byteorder == 'big'))
     message.height, message.width = image.shape[:2]
     message.step = image.strides[0]
-    data = array.array(
-        'B'
-    )  # any other type is checked sample by sample: minutes instead of milliseconds
+    data = array.array('B')  # anything else is checked byte by byte: seconds, not milliseconds
     data.frombytes(image.data.cast('B'))
     message.data = data
     return message
@@ -122,9 +120,9 @@ def _samples(message: Image, dtype: np.dtype, channels: int) -> np.ndarray:
     order = dtype.newbyteorder('>' if message.is_bigendian else '<')
     shape = (height, width, channels) if channels > 1 else (height, width)
     strides = (step, channels * dtype.itemsize, dtype.itemsize)[: len(shape)]
-    return np.ndarray(shape, order, np.frombuffer(message.data, U8), 0, strides).astype(
-        dtype, copy=False
-    )
+    samples: np.ndarray = np.ndarray(shape, order, np.frombuffer(message.data, U8), 0, strides)
+    # OpenCV needs samples aligned to their size, which padding may have moved.
+    return samples if dtype == U8 else np.ascontiguousarray(samples, dtype)
 
 
 def _eight_bits_of_float(image: np.ndarray, encoding: str) -> np.ndarray:

@@ -231,6 +231,7 @@ class Diagnostics:
             'inference': _mean_and_p95(inference),
             **counts,
             'last error': self._last_error or 'none',
+            **{f'subscribers of {name}': n for name, n in self._node.subscribers().items()},
         }
 
     def _calibration(self) -> tuple[bytes, str, dict[str, Any]]:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
@@ -151,9 +151,12 @@ class FlowNode(LifecycleNode):
 
     def is_wanted(self) -> bool:
         """Tell whether anybody subscribes to an output."""
-        return any(
-            output.get_subscription_count() for output in (self._flow, self._time, self._color)
-        )
+        return any(self.subscribers().values())
+
+    def subscribers(self) -> dict[str, int]:
+        """Count those of each output."""
+        outputs = self._flow, self._time, self._color
+        return {output.topic_name: output.get_subscription_count() for output in outputs}
 
     # Images, in the worker's thread
 
@@ -289,8 +292,8 @@ def _set_threads(count: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM and return 0; 2 where it cannot start."""
-    # rclpy shuts its context down on both signals, which ends whatever runs below; an exception of
-    # Python's own in the middle of it would do harm.
+    # rclpy shuts its context down on both signals, and whatever runs below breaks off with one
+    # exception or another. Python's own KeyboardInterrupt could also hit the closing: not wanted.
     told_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told_to_end.set())
@@ -308,8 +311,9 @@ def main(arguments: list[str] | None = None) -> int:
         if node.settings.autostart and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+    except (KeyboardInterrupt, Exception):
+        if node.context.ok():
+            raise
     stopped = node.close()
     rclpy.try_shutdown()
     if not stopped:  # the interpreter cannot end cleanly under a thread that computes

@@ -10,7 +10,6 @@ The node declares them from it and checks changes against it; the config file is
 from __future__ import annotations
 
 from dataclasses import dataclass
-import math
 import textwrap
 from types import SimpleNamespace
 from typing import Any
@@ -60,8 +59,6 @@ class Setting:
             return f'{self.name} is {value!r}, expected one of {self.values}'
         if isinstance(value, str) and not value.strip():
             return f'{self.name} is empty'
-        if isinstance(value, float) and not math.isfinite(value):
-            return f'{self.name} is {value}, expected a finite number'
         return ''
 
 
