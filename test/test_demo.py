@@ -68,7 +68,7 @@ def still_frames(folder, count=6, size=(64, 96)):
 @needs_ros
 @pytest.mark.slow
 def test_rendered_drive_end_to_end(tmp_path):
-    result = demo('--frames', 8, '--rate', 4, '-o', tmp_path / 'out', '--json', domain=90)
+    result = demo('--frames', 8, '-o', tmp_path / 'out', '--json', domain=90)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report['frames_sent'] == 8
@@ -77,14 +77,15 @@ def test_rendered_drive_end_to_end(tmp_path):
     assert (report['model'], report['device'], report['size']) == ('dis', 'cpu', [640, 480])
     late = report['latency_ms']
     assert 0 < late['p50'] <= late['p95'] <= late['max']
-    # DIS on a scene that moves by about 20 px at 4 Hz: far better than nothing.
-    assert report['epe_zero'] > 8
-    assert report['epe_visible'] < report['epe'] < 0.5 * report['epe_zero']
+    # DIS on a scene that moves by about 7 px a frame: far better than nothing.
+    assert report['epe_zero_visible'] > 4
+    assert report['epe_visible'] < 0.4 * report['epe_zero_visible']
+    assert report['epe_visible'] < report['epe'] < report['epe_zero']
 
     content = read(tmp_path / 'out' / 'drive.mcap')
     assert len(content[IMAGE]) == len(content['/camera/camera_info']) == 8
     stamps = [nanoseconds(m.header.stamp) for m in content[IMAGE]]
-    assert np.allclose(np.diff(stamps) / 1e9, 0.25, atol=0.2)
+    assert np.allclose(np.diff(stamps) / 1e9, 0.1, atol=0.5)
     info = content['/camera/camera_info'][0]
     assert (info.width, info.height, info.k[0], info.distortion_model) == (
         640,
@@ -102,6 +103,12 @@ def test_rendered_drive_end_to_end(tmp_path):
             in stamps[: stamps.index(nanoseconds(flow.header.stamp))]
         )
     assert nanoseconds(flows[-1].header.stamp) == stamps[-1]  # the newest frame was used
+
+    with AnyReader([tmp_path / 'out' / 'drive.mcap']) as reader:  # what Foxglove can open
+        assert {c.msgdef.format.name for c in reader.connections} == {'MSG'}
+        assert {c.ext.serialization_format for c in reader.connections} == {'cdr'}
+    with (tmp_path / 'out' / 'drive.mcap').open('rb') as file:
+        assert b'\x04\0\0\0ros2' in file.read(40)  # its profile
 
     for name, rows in (('panel', 2), ('timeline', 4)):
         picture = cv2.imread(report['files'][name])

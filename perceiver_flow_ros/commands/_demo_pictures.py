@@ -25,6 +25,7 @@ class Pair:
     truth: np.ndarray | None = None  # (H, W, 2)
     visible: np.ndarray | None = None  # (H, W) bool
     seconds: float = 0.0  # into the run
+    steps: int = 1  # camera frames from the one to the other
 
     @property
     def error(self) -> np.ndarray:
@@ -42,8 +43,11 @@ class Scales:
 
 def scales(pairs: list[Pair]) -> Scales:
     """Choose scales under which most is told apart and little is saturated."""
-    fields = [p.flow if p.truth is None else p.truth for p in pairs]
-    speed = max(np.nanpercentile(np.linalg.norm(f, axis=-1), 98) for f in fields)
+    speeds = []
+    for pair in pairs:
+        field = pair.flow if pair.truth is None else pair.truth[pair.visible]
+        speeds.append(np.nanpercentile(np.linalg.norm(field, axis=-1), 98))
+    speed = float(np.median(speeds))
     return Scales(speed=_round_up(speed), error=3.0)
 
 
@@ -62,7 +66,9 @@ def panel(pair: Pair, scale: Scales, title: str, subtitle: str, name: str) -> np
 
     """
     flow = _with_wheel(_fit(flow_to_color(pair.flow, scale.speed)), scale.speed)
-    tiles = [('camera image, with the flow as arrows', _arrows(pair)), (f'flow: {name}', flow)]
+    over = '' if pair.steps == 1 else f', over {pair.steps} frames'
+    tiles = [(f'camera image, with the flow as arrows{over}', _arrows(pair))]
+    tiles.append((f'flow: {name}', flow))
     if pair.truth is not None:
         truth = _with_wheel(_fit(flow_to_color(pair.truth, scale.speed)), scale.speed)
         error = _with_bar(_fit(_error_map(pair, scale)), scale.error)

@@ -24,6 +24,7 @@ CAMERA = {'image': '/camera/image_raw', 'camera_info': '/camera/camera_info'}
 NODE = {name: f'/perceiver_flow/{name}' for name in ('flow', 'flow/previous', 'flow/color')}
 SHORTEST_WAIT = 5.0  # seconds for the last flow, and for a process to end
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
 
 
 class Message(NamedTuple):
@@ -299,6 +300,6 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
 def _die_with_parent() -> None:
     """Have the kernel end this process when its parent dies, even of SIGKILL (Linux)."""
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    except AttributeError:
         pass

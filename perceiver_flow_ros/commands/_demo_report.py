@@ -62,13 +62,14 @@ def read_flows(recording: Recording, footage: Footage) -> list[Flow]:
 def errors(flow: Flow, footage: Footage) -> dict[str, float]:
     """Compare a flow with the exact one: over all pixels, and over those that are not hidden."""
     truth, visible = exact_flow(footage.views[flow.previous], footage.views[flow.current])
-    every = metrics(flow.field, truth)
-    return {
-        'epe': every['epe'],
-        'fl': every['fl'],
-        'epe_visible': metrics(flow.field, np.where(visible[..., None], truth, np.nan))['epe'],
-        'epe_zero': metrics(np.zeros_like(truth), truth)['epe'],
-    }
+    targets = {'': truth}
+    if visible.any():
+        targets['_visible'] = np.where(visible[..., None], truth, np.nan)
+    result = {}
+    for name, target in targets.items():
+        result |= {f'{key}{name}': metrics(flow.field, target)[key] for key in ('epe', 'fl')}
+        result[f'epe_zero{name}'] = metrics(np.zeros_like(truth), target)['epe']
+    return result
 
 
 def figures(
@@ -94,9 +95,9 @@ def figures(
             'max': float(late.max()),
         },
     }
-    if flows[0].errors:
-        for key in flows[0].errors:
-            report[key] = float(np.mean([flow.errors[key] for flow in flows]))
+    for key in sorted({key for flow in flows for key in flow.errors or ()}):
+        known = [flow.errors[key] for flow in flows if key in flow.errors]
+        report[key] = float(np.mean(known))
     return report
 
 
@@ -136,9 +137,10 @@ def pictures(footage: Footage, flows: list[Flow], report: dict[str, Any]) -> dic
 
 def typical(flows: list[Flow]) -> Flow:
     """Choose the flow to show: the one of median error, or the middle one."""
-    if flows[0].errors:
-        flows = sorted(flows, key=lambda flow: flow.errors['epe'])
-    return flows[len(flows) // 2]
+    compared = [flow for flow in flows if 'epe_visible' in (flow.errors or ())]
+    compared.sort(key=lambda flow: flow.errors['epe_visible'])
+    candidates = compared or flows
+    return candidates[len(candidates) // 2]
 
 
 def pair(flow: Flow, footage: Footage, first: Flow) -> Pair:
@@ -148,9 +150,10 @@ def pair(flow: Flow, footage: Footage, first: Flow) -> Pair:
     seconds = flow.received - first.received
     frame = to_frame(footage.image(flow.previous))
     if not footage.views:
-        return Pair(frame, flow.field, seconds=seconds)
-    truth = exact_flow(footage.views[flow.previous], footage.views[flow.current])
-    return Pair(frame, flow.field, *truth, seconds=seconds)
+        truth = ()
+    else:
+        truth = exact_flow(footage.views[flow.previous], footage.views[flow.current])
+    return Pair(frame, flow.field, *truth, seconds=seconds, steps=flow.current - flow.previous)
 
 
 def write_bag(recording: Recording, path: Path) -> None:
@@ -170,16 +173,14 @@ def table(report: dict[str, Any]) -> str:
         ('latency p50', f'{late["p50"]:.0f} ms', 'from the stamp of the image to the flow'),
         ('latency p95', f'{late["p95"]:.0f} ms', f'at most {late["max"]:.0f} ms'),
     ]
-    if 'epe' in report:
-        rows += [
-            ('EPE', f'{report["epe"]:.2f} px', f'zero flow: {report["epe_zero"]:.2f} px'),
-            (
-                'EPE visible',
-                f'{report["epe_visible"]:.2f} px',
-                'of what the next image shows, too',
-            ),
-            ('Fl', f'{report["fl"]:.1f} %', 'of pixels off by more than 3 px and 5 %'),
-        ]
+    for name, key, what in (
+        ('EPE', '', 'all pixels'),
+        ('EPE visible', '_visible', 'pixels that the next image shows, too'),
+    ):
+        if f'epe{key}' in report:
+            zero, share = report[f'epe_zero{key}'], report[f'fl{key}']
+            note = f'{what}; zero flow: {zero:.2f} px; Fl {share:.1f} %'
+            rows.append((name, f'{report["epe" + key]:.2f} px', note))
     width, height = report['size']
     head = f'{report["model"]} on {report["device"]} in {report["precision"]}: '
     lines = [f'{head}{report["source"]}, {width}x{height}', '']
