@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: real processes over Fast DDS, and what it says, draws and stores of them."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from rosbags.highlevel import AnyReader
 
 from perceiver_flow_ros.commands import _demo_pictures as demo_pictures
-from perceiver_flow_ros.commands import main
+from perceiver_flow_ros.commands import bagfile, main
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = '/camera/image_raw'
@@ -242,24 +243,72 @@ def test_without_ros_it_says_what_to_do(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
-def test_frames_that_differ_are_refused(tmp_path):
-    from argparse import Namespace
-
+def footage(**options):
     from perceiver_flow_ros.commands._demo_frames import Footage
 
+    defaults = {'bag': None, 'video': None, 'images': None, 'rate': 10.0, 'seed': 0, 'frames': 60}
+    return Footage(argparse.Namespace(**{**defaults, 'image_topic': None, **options}))
+
+
+def test_frames_that_differ_are_refused(tmp_path):
     frames = still_frames(tmp_path / 'frames')
     cv2.imwrite(f'{frames}/frame9.png', np.zeros((20, 20), np.uint8))
-    options = {'bag': None, 'video': None, 'rate': 10.0, 'seed': 0, 'image_topic': None}
     with pytest.raises(ValueError, match='frame 7 is 20x20 mono8, the first is 96x64 mono8'):
-        Footage(Namespace(images=frames, frames=60, **options)).store(tmp_path)
+        footage(images=frames).store(tmp_path)
     with pytest.raises(ValueError, match='single frame'):
-        Footage(Namespace(images=frames / '*9.png', frames=60, **options)).store(tmp_path)
-    footage = Footage(Namespace(images=frames / '*[0-5].png', frames=60, **options))
-    images, info, count = footage.store(tmp_path)
+        footage(images=frames / '*9.png').store(tmp_path)
+    chosen = footage(images=frames / '*[0-5].png')
+    images, info, count = chosen.store(tmp_path)
     assert count == 6 and np.load(images).shape[0] == 6 and info.stat().st_size > 100
-    stored = footage.image(2)
     expected = cv2.imread(f'{frames}/frame2.png', cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(stored.data.reshape(64, 96), expected)
+    np.testing.assert_array_equal(chosen.image(2).data.reshape(64, 96), expected)
+
+
+def test_frames_of_a_video(tmp_path):
+    video = cv2.VideoWriter(f'{tmp_path}/a.avi', cv2.VideoWriter_fourcc(*'MJPG'), 10, (96, 64))
+    for value in (40, 80, 120, 160):
+        video.write(np.full((64, 96, 3), (value, 0, 200), np.uint8))
+    video.release()
+    film = footage(video=tmp_path / 'a.avi', frames=3)
+    assert film.store(tmp_path)[2] == 3
+    third = film.image(2)
+    assert (third.encoding, third.width, third.height) == ('bgr8', 96, 64)
+    np.testing.assert_allclose(third.data.reshape(-1, 3).mean(axis=0), (120, 0, 200), atol=4)
+    (tmp_path / 'b.avi').write_bytes(b'nothing')
+    with pytest.raises(ValueError, match='neither a folder nor a video'):
+        footage(video=tmp_path / 'b.avi').store(tmp_path)
+
+
+def test_frames_of_a_bag(tmp_path):
+    image = np.zeros((64, 96, 3), np.uint8)
+    jpeg = cv2.imencode('.jpg', image + np.uint8([10, 20, 250]))[1]
+    compressed = bagfile.TYPES.types['sensor_msgs/msg/CompressedImage']
+    header = bagfile.header_message(0, 'cam')
+    k = [90.0, 0, 48, 0, 90, 32, 0, 0, 1]
+    info = bagfile.camera_info_message(96, 64, 'plumb_bob', [0.0] * 5, k, k, [*k, 0, 0, 0])
+    with bagfile.BagWriter(tmp_path / 'bag.mcap') as bag:
+        for i in range(3):
+            packed = compressed(header, 'jpeg', jpeg.ravel())
+            topic = '/front/image_raw/compressed'
+            bag.write(topic, 'sensor_msgs/msg/CompressedImage', packed, i)
+            for topic in ('/left/image_raw', '/left/depth'):
+                message = bagfile.image_message(image[..., 0] + np.uint8(i), 'mono8', header)
+                bag.write(topic, 'sensor_msgs/msg/Image', message, i)
+            bag.write('/left/camera_info', 'sensor_msgs/msg/CameraInfo', info, i)
+    left = footage(bag=tmp_path / 'bag.mcap')  # of the two raw ones the name decides
+    _, file, count = left.store(tmp_path)
+    assert count == 3 and left.image(2).data.max() == 2
+    read_info = bagfile.TYPES.deserialize_cdr(file.read_bytes(), 'sensor_msgs/msg/CameraInfo')
+    assert list(read_info.k) == k
+    front = footage(bag=tmp_path / 'bag.mcap', image_topic='/front/image_raw/compressed')
+    _, file, _ = front.store(tmp_path)
+    assert front.image(0).encoding == 'bgr8' and abs(int(front.image(0).data[2]) - 250) < 5
+    read_info = bagfile.TYPES.deserialize_cdr(file.read_bytes(), 'sensor_msgs/msg/CameraInfo')
+    assert read_info.k[0] == 0  # another camera's is not its own
+    with pytest.raises(ValueError, match='/x is no image topic of it; these are: /front'):
+        footage(bag=tmp_path / 'bag.mcap', image_topic='/x').store(tmp_path)
+    with pytest.raises(ValueError, match='not a bag'):
+        footage(bag=tmp_path).store(tmp_path)
 
 
 def test_pictures_show_what_they_say():

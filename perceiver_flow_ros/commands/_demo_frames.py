@@ -167,7 +167,8 @@ def read_bag(bag: Path, image_topic: str | None) -> tuple[Iterator[Any], Any]:
         with AnyReader([bag], default_typestore=TYPES) as reader:
             topics = {c.topic: c.msgtype for c in reader.connections}
             image_topic = choose_topic(bag, topics, image_topic)
-            info_topic = image_topic.rpartition('/')[0] + '/camera_info'
+            name = image_topic.removesuffix('/compressed')
+            info_topic = name.rpartition('/')[0] + '/camera_info'
             infos = [c for c in reader.connections if c.topic == info_topic]
             info = None
             if infos and infos[0].msgtype == CAMERA_INFO:

@@ -105,11 +105,15 @@ def timeline(pairs: list[Pair], scale: Scales, title: str, name: str) -> np.ndar
     height, width = tiles[0][0].shape[:2]
     gap, left, top = 6, MARGIN + 142, MARGIN + 74
     size = (
-        top + len(rows) * (height + gap) + MARGIN,
+        top + len(rows) * (height + gap) + MARGIN + 14,
         left + len(pairs) * (width + gap) + MARGIN - gap,
     )
     canvas = np.full((*size, 3), BACKGROUND, np.uint8)
     write(canvas, title, (MARGIN, MARGIN + 24), 27, INK, weight=2)
+    legend = f'flow: full colour is {scale.speed:g} px (dark: more)'
+    if pairs[0].truth is not None:
+        legend += f'   error: black 0, yellow {scale.error:g} px, grey: not in the next image'
+    write(canvas, legend, (left, canvas.shape[0] - MARGIN + 4), 16, FAINT)
     for column, pair in enumerate(pairs):
         x = left + column * (width + gap)
         write(canvas, f'{pair.seconds:.1f} s', (x, top - 10), 17, FAINT)
