@@ -113,12 +113,15 @@ class Footage:
             return street.render(scene.swerve(time), camera, time, noise=1.0, seed=i)
 
         def messages() -> Iterator[Any]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pool = ThreadPoolExecutor(os.cpu_count())
+            try:
                 views = pool.map(render, range(args.frames))
                 options = {'total': args.frames, 'unit': 'frame', 'disable': None}
                 for view in tqdm(views, 'rendering', file=sys.stderr, **options):
                     self.views.append(view)
                     yield image_message(view.image, 'rgb8', HEADER)
+            finally:
+                pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all of them
 
         k = camera.matrix.ravel().tolist()
         p = np.column_stack([camera.matrix, np.zeros(3)]).ravel().tolist()

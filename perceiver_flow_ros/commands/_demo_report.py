@@ -157,9 +157,11 @@ def pair(flow: Flow, footage: Footage, first: Flow) -> Pair:
 
 
 def write_bag(recording: Recording, path: Path) -> None:
-    """Write all messages to a bag, as they came."""
+    """Write the messages to a bag as they came, from a second before the first image."""
     with BagWriter(path, force=True) as bag:
         for message in recording.messages():
+            if message.received < recording.sent[0] - 10**9:
+                continue  # while the drive was rendered there was but the node's diagnostics
             bag.write(message.topic, message.type, message.data, message.received)
 
 
