@@ -216,6 +216,7 @@ def test_colcon_installs_everything(workspace, tmp_path):
     check_command(executables / 'perceiver_flow', workspace, tmp_path)
 
 
+@pytest.mark.slow
 def test_pip_installs_everything(source, tmp_path):
     prefix = tmp_path / 'prefix'
     command = [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
