@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lite variant: a small Perceiver IO that estimates flow coarse to fine.
 
-One network serves every pyramid level. It sees the previous frame and the current one, warped by the
-flow so far, and returns the residual flow: convolutional tokens at 1/4 of the level's resolution
-with a local correlation of the two frames (as in PWC-Net, https://arxiv.org/abs/1709.02371) are
-read by latents (encode), which process the global motion, and every token queries them (decode,
-with query residual). A convex combination of neighbours takes the result from the tokens to pixels
-(as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3).
+One network serves every pyramid level, at 1/4 of the level's resolution. Its preprocessor gathers
+what can be measured: the best match of every token's surroundings (a local cost volume, as in
+PWC-Net, https://arxiv.org/abs/1709.02371, here of the pixels themselves), then the least-squares
+motion of Lucas and Kanade. Convolutional tokens of that evidence are read by latents (encode),
+which process the global motion, and every token queries them (decode, with query residual) for
+what is still missing. A convex combination of neighbours takes the result from the tokens to
+pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3).
 """
 from dataclasses import dataclass
 import math
@@ -24,9 +25,9 @@ TOKEN = 4  # pixels of the level per token and axis
 class LiteConfig:
     """Sizes of the lite network; stored beside its weights."""
 
-    feature_channels: int = 48
+    feature_channels: int = 32
     joint_channels: int = 80
-    radius: int = 4             # of the local correlation, in tokens
+    radius: int = 4             # of the cost volume, pixels of the level
     bands: int = 12             # Fourier bands per axis
     token_channels: int = 96
     latents: int = 64
@@ -41,6 +42,10 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
+def activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.1)  # never dead: small networks lose whole layers to plain ReLU
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions around which the input is added."""
 
@@ -49,45 +54,61 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = conv(channels, channels), conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
+        return x + self.conv2(activate(self.conv1(x)))
 
 
 class Features(nn.Module):
-    """Siamese features of a frame, (B, 3, h, w) -> (B, C, h/4, w/4)."""
+    """What both frames look like around a token, 2 x (B, 3, h, w) -> (B, 2 C, h/4, w/4)."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv1 = conv(3, channels // 2, stride=2)
-        self.conv2 = conv(channels // 2, channels, stride=2)
-        self.conv3 = conv(channels, channels)
+        self.conv1 = conv(6, channels, stride=2)
+        self.conv2 = conv(channels, 2 * channels, stride=2)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.relu(self.conv2(F.relu(self.conv1(image))))
-        return x + self.conv3(x)
+    def forward(self, previous: Tensor, warped: Tensor) -> Tensor:
+        both = torch.cat([previous, warped - previous], 1)
+        return activate(self.conv2(activate(self.conv1(both))))
 
 
-def local_correlation(a: Tensor, b: Tensor, radius: int, block: int = 32) -> Tensor:
-    """Product of every token of ``a`` with its (2r+1)^2 neighbours in ``b``, zero outside.
+def local_contrast(frame: Tensor) -> Tensor:
+    """Channels less their local mean: a change of exposure is not motion."""
+    return frame - F.avg_pool2d(frame, 9, 1, 4, count_include_pad=False)
 
-    ``a``, ``b``: (B, h, w, C) -> (B, h, w, (2r+1)^2). For each of the 2r+1 neighbouring rows, one
-    matrix product of a block of tokens with the widened block of the neighbours holds what is
-    asked for on its diagonals.
+
+def window_mean(x: Tensor, size: int) -> Tensor:
+    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+
+
+def matching_cost(previous: Tensor, current: Tensor, radius: int) -> Tensor:
+    """How badly each displacement explains a token's surroundings, 1 on average.
+
+    Mean absolute difference of grey local contrast over 3x3 tokens, divided by its mean over all
+    displacements (dy, dx) of up to ``radius`` pixels: (B, 3, h, w) -> (B, (2r+1)^2, h/4, w/4).
     """
-    batch, h, w, _ = a.shape
-    size = 2 * radius + 1
-    b = F.pad(b, (0, 0, radius, radius, radius, radius))
-    columns = []
-    for x in range(0, w, block):
-        left = a[:, :, x:x + block]
-        n = left.shape[2]
-        rows = []
-        for dy in range(size):
-            right = b[:, dy:dy + h, x:x + n + 2 * radius]
-            products = left.flatten(0, 1) @ right.flatten(0, 1).mT  # (B h, n, n + 2r)
-            s = products.stride()
-            rows.append(products.as_strided((batch * h, n, size), (s[0], s[1] + s[2], s[2])))
-        columns.append(torch.cat(rows, -1).unflatten(0, (batch, h)))
-    return torch.cat(columns, 2)
+    a, b = (local_contrast(f.mean(1, keepdim=True)) for f in (previous, current))
+    h, w = a.shape[-2:]
+    b = F.pad(b, (radius,) * 4, mode='replicate')
+    shifts = range(2 * radius + 1)
+    cost = torch.cat([F.avg_pool2d((a - b[..., y:y + h, x:x + w]).abs_().clamp_(max=1), TOKEN)
+                      for y in shifts for x in shifts], 1)
+    cost = window_mean(cost, 3)
+    return cost / (cost.mean(1, keepdim=True) + 0.02)
+
+
+def displacements(radius: int, device: torch.device) -> Tensor:
+    """(u, v) of every channel of the cost volume, (2, (2r+1)^2)."""
+    line = torch.arange(-radius, radius + 1., device=device)
+    return torch.stack(torch.meshgrid(line, line, indexing='ij')[::-1]).flatten(1)
+
+
+def best_match(cost: Tensor, radius: int, price: float = 0.03, sharpness: float = 40.) -> Tensor:
+    """Expected displacement (B, 2, h, w) in pixels under a softmin of the cost.
+
+    Distance costs ``price`` a pixel, so that where nothing can be seen nothing moves.
+    """
+    moves = displacements(radius, cost.device)
+    likely = (-(cost + price * moves.norm(dim=0).view(1, -1, 1, 1)) * sharpness).softmax(1)
+    return torch.einsum('bkhw,ck->bchw', likely, moves)
 
 
 def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
@@ -97,9 +118,7 @@ def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
     its 3x3, and its 7x7, neighbours. Frames (B, 3, h, w) -> (B, 8, h/4, w/4): for both windows u in
     pixels (2 channels), then for both the logarithms of G's determinant and trace.
     """
-    # Local means removed: a change of exposure is not motion.
-    first, second = (f - F.avg_pool2d(f, 9, 1, 4, count_include_pad=False)
-                     for f in (previous, current))
+    first, second = local_contrast(previous), local_contrast(current)
     mean = F.pad((first + second) / 2, (1, 1, 1, 1), mode='replicate')
     dx = (mean[:, :, 1:-1, 2:] - mean[:, :, 1:-1, :-2]) / 2
     dy = (mean[:, :, 2:, 1:-1] - mean[:, :, :-2, 1:-1]) / 2
@@ -108,7 +127,7 @@ def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
     products = F.avg_pool2d(products, TOKEN)
     flows, logs = [], []
     for window in (3, 7):
-        local = F.avg_pool2d(products, window, 1, window // 2, count_include_pad=False)
+        local = window_mean(products, window)
         xx, xy, yy, xt, yt = local.float().unbind(1)
         xx, yy = xx + 1e-3, yy + 1e-3       # noise: no texture, no motion
         determinant = xx * yy - xy * xy
@@ -116,6 +135,12 @@ def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
         flows.append(u.clamp(-TOKEN, TOKEN))
         logs.append(torch.stack([determinant, xx + yy], 1).log() / 4)
     return torch.cat(flows + logs, 1)
+
+
+def median(flow: Tensor) -> Tensor:
+    """Median of 3x3 tokens, each component by itself: outliers go, edges stay."""
+    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
+    return neighbours.view(len(flow), 2, 9, *flow.shape[-2:]).median(2)[0]
 
 
 def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
@@ -138,6 +163,11 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     grid = torch.stack([(x + flow[:, 0]) * (2 / w) + (1 / w - 1),
                         (y + flow[:, 1]) * (2 / h) + (1 / h - 1)], -1)
     return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
+
+
+def spread(flow: Tensor) -> Tensor:
+    """Flow (B, 2, h, w) of tokens, in pixels, at every pixel: (B, 2, 4h, 4w)."""
+    return F.interpolate(flow, scale_factor=TOKEN, mode='bilinear', align_corners=False)
 
 
 def resize_flow(flow: Tensor, h: int, w: int) -> Tensor:
@@ -174,8 +204,8 @@ class LitePerceiver(nn.Module):
         super().__init__()
         self.config = c = config
         self.features = Features(c.feature_channels)
-        correlations = (2 * c.radius + 1) ** 2
-        self.joint = conv(2 * c.feature_channels + correlations + 10, c.joint_channels, kernel=1)
+        evidence = (2 * c.radius + 1) ** 2 + 8 + 2 + 2
+        self.joint = conv(2 * c.feature_channels + evidence, c.joint_channels, kernel=1)
         self.mix = Residual(c.joint_channels)
         self.project = nn.Linear(c.joint_channels + 2 + 4 * c.bands, c.token_channels)
         self.latents = nn.Parameter(torch.randn(c.latents, c.latent_channels) * 0.02)
@@ -188,6 +218,7 @@ class LitePerceiver(nn.Module):
             Layer(c.token_channels, c.latent_channels, qk_channels=c.token_channels,
                   v_channels=c.token_channels, heads=c.heads // 2), nn.Identity())
         self.answer = nn.Linear(c.token_channels, c.joint_channels)
+        self.norm = nn.LayerNorm(c.joint_channels)
         self.head = conv(c.joint_channels, c.head_channels)
         self.flow = conv(c.head_channels, 4)
         self.mask = conv(c.head_channels, 9 * TOKEN * TOKEN, kernel=1)
@@ -195,8 +226,8 @@ class LitePerceiver(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
                 nn.init.zeros_(module.bias)
-        for last in (self.flow, self.mask, self.answer):  # begin as pyramidal Lucas-Kanade
-            nn.init.normal_(last.weight, std=1e-3)
+        for last in (self.flow, self.mask):  # begin as what the evidence says
+            nn.init.zeros_(last.weight)
         self.flow.bias.data[2:] = 2.
         self.mask.bias.data = bilinear_logits().flatten()
 
@@ -206,17 +237,15 @@ class LitePerceiver(nn.Module):
         ``previous``, ``current``: normalised frames (B, 3, h, w) of the level, h and w multiples
         of 4; ``flow``: the estimate so far, pixels of the level.
         """
-        # Preprocess: tokens from both frames' features, how these match, what the gradients say.
+        # Preprocess: what matching says, then what the gradients say, then what they leave open.
         batch, _, h, w = flow.shape
-        warped = warp(current, flow)
-        a, b = standardised(self.features(torch.cat([previous, warped]))).chunk(2)
-        unit = [F.normalize(f.permute(0, 2, 3, 1), dim=-1) for f in (a, b)]
-        correlation = 4 * local_correlation(*unit, self.config.radius).permute(0, 3, 1, 2)
+        before, coarse, cost = self.measure(previous, current, flow)
+        warped = warp(current, spread(coarse))
         gradient = lucas_kanade(previous, warped)
-        coarse = F.avg_pool2d(flow, TOKEN)
-        detail = coarse - F.avg_pool2d(coarse, 5, 1, 2, count_include_pad=False)
-        x = torch.cat([a, b, correlation, gradient, detail.clamp(-4, 4)], 1)
-        x = self.mix(F.relu(self.joint(x)))
+        detail = coarse - window_mean(coarse, 5)
+        x = torch.cat([self.features(previous, warped), cost, gradient,
+                       (coarse - before).clamp(-8, 8) / 2, detail.clamp(-8, 8) / 2], 1)
+        x = self.mix(activate(self.joint(x)))
         position = fourier_features(h // TOKEN, w // TOKEN, self.config.bands, x.device).to(x.dtype)
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         tokens = self.project(torch.cat([tokens, position.expand(batch, -1, -1)], -1))
@@ -225,12 +254,22 @@ class LitePerceiver(nn.Module):
         decoded = self.answer(self.decoder(tokens, latents))
         x = x + decoded.transpose(1, 2).unflatten(2, (h // TOKEN, w // TOKEN))
         # Postprocess: residual at the tokens, trust in the gradients, and the way to the pixels.
-        hidden = F.relu(self.head(x))
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        hidden = activate(self.head(x))
         answer = self.flow(hidden)
         trust = answer[:, 2:].sigmoid()
-        residual = (TOKEN * answer[:, :2] + trust[:, :1] * gradient[:, 0:2] / 2
+        residual = (answer[:, :2] / 2 + trust[:, :1] * gradient[:, 0:2] / 2
                     + trust[:, 1:] * gradient[:, 2:4] / 2)
         return convex_upsample(coarse + residual, self.mask(hidden))
+
+    @torch.no_grad()
+    def measure(self, previous: Tensor, current: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
+        """Flow at the tokens as it came and after matching and Lucas-Kanade, and the costs."""
+        before = F.avg_pool2d(flow, TOKEN)
+        cost = matching_cost(previous, warp(current, spread(before)), self.config.radius)
+        coarse = median(before + best_match(cost, self.config.radius))
+        gradient = lucas_kanade(previous, warp(current, spread(coarse)))
+        return before, median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
 
     def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
                 initial: Tensor | None = None) -> list[Tensor]:
@@ -262,14 +301,6 @@ def normalise(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
     frames = [f - f.mean((1, 2, 3), keepdim=True) for f in (previous, current)]
     scale = (frames[0].square() + frames[1].square()).mean((1, 2, 3), keepdim=True) / 2
     return tuple(f * (scale + 1e-4).rsqrt() for f in frames)
-
-
-def standardised(features: Tensor) -> Tensor:
-    """Channels of zero mean and unit deviation over both frames, (2B, C, h, w): what stays can match."""
-    both = features.unflatten(0, (2, -1))
-    mean = both.mean((0, 3, 4), keepdim=True)
-    deviation = both.var((0, 3, 4), keepdim=True, unbiased=False).add(1e-4).sqrt()
-    return ((both - mean) / deviation).flatten(0, 1)
 
 
 def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:
