@@ -31,6 +31,7 @@ ARGUMENTS = {
 def launch_node(context):
     given = {name: context.launch_configurations[name] for name in ARGUMENTS}
     beside = os.path.join(os.path.dirname(given['image']), 'camera_info')
+    info = given['camera_info'] or beside
     changes = {name: given[name] for name in ('model', 'device') if given[name]}
     profile = given['fastdds_profile']
     return [
@@ -40,7 +41,7 @@ def launch_node(context):
             name='perceiver_flow',
             namespace=given['namespace'],
             parameters=[given['params_file'], changes],
-            remappings=[('image', given['image']), ('camera_info', given['camera_info'] or beside)],
+            remappings=[('image', given['image']), ('camera_info', info)],
             additional_env={'FASTDDS_DEFAULT_PROFILES_FILE': profile} if profile else {},
             output='screen',
         )

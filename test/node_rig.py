@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import array
-import os
+import fcntl
+from pathlib import Path
+import tempfile
 import time
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -20,48 +21,27 @@ from sensor_msgs.msg import CameraInfo, Image, TimeReference
 
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.ros.node import FlowNode
+from ros_images import image_message, seconds
 
-# One domain per pytest-xdist worker; what runs in one worker runs in turn.
-DOMAIN = 40 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:]) % 20
-TIMEOUT = 20.0  # s, for what takes milliseconds
+DOMAINS = range(41, 60)
+TIMEOUT = 60.0  # s, for what takes milliseconds
 OUTPUTS = {'flow': Image, 'flow/previous': TimeReference, 'flow/color': Image}
 
 
-def texture(height=120, width=160, seed=0):
-    """Blurred noise, (height, width, 3) uint8: something to follow."""
-    noise = np.random.default_rng(seed).random((height // 4 + 1, width // 4 + 1, 3))
-    fine = noise.repeat(4, 0).repeat(4, 1)[:height, :width]
-    for axis in (0, 1):
-        fine = (fine + np.roll(fine, 1, axis) + np.roll(fine, 2, axis)) / 3
-    return (fine * 255).astype(np.uint8)
+def _own_domain():
+    """Take a ROS domain that no other test run on this machine has; the open file keeps it."""
+    for domain in DOMAINS:
+        lock = open(Path(tempfile.gettempdir()) / f'perceiver_flow_ros_domain_{domain}', 'w')
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+        else:
+            return domain, lock
+    raise RuntimeError(f'all ROS domains of {DOMAINS} are taken by other test runs')
 
 
-def picture(shift=0, height=96, width=128):
-    """A texture that has moved `shift` pixels to the right."""
-    return texture(height, width + 64)[:, 32 - shift : 32 - shift + width]
-
-
-def image_message(pixels, stamp, encoding='rgb8', **fields):
-    """An image message, field by field: not made by what is tested."""
-    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
-    message.step = pixels[0].nbytes
-    message.data = array.array('B', pixels.tobytes())
-    message.header.frame_id = 'camera'
-    message.header.stamp.sec, message.header.stamp.nanosec = divmod(round(stamp * 1e9), 10**9)
-    for name, value in fields.items():
-        setattr(message, name, value)
-    return message
-
-
-def seconds(stamp):
-    return stamp.sec + stamp.nanosec / 1e9
-
-
-def flow_of(message):
-    """(H, W, 2) float32 of a 32FC2 message."""
-    assert message.encoding == '32FC2' and message.step == message.width * 8
-    assert not message.is_bigendian and len(message.data) == message.step * message.height
-    return np.frombuffer(message.data, '<f4').reshape(message.height, message.width, 2)
+DOMAIN, _LOCK = _own_domain()
 
 
 class Estimator:
@@ -102,7 +82,7 @@ class Rig:
         self.executor.add_node(self.node)
         self.executor.add_node(self.peer)
         self.received = {name: [] for name in OUTPUTS}
-        self.statuses = {}
+        self.statuses, self.unseen, self.clients = {}, {}, {}
         self.peer.create_subscription(DiagnosticArray, '/diagnostics', self._report, 10)
         self.camera = self.info = None
         if start:
@@ -112,7 +92,9 @@ class Rig:
     def _report(self, message):
         for status in message.status:
             status.values = {pair.key: pair.value for pair in status.values}
-            self.statuses[status.name.split(': ')[1]] = status
+            name = status.name.split(': ')[1]
+            self.statuses[name] = status
+            self.unseen.setdefault(name, []).append(status)
 
     def until(self, condition, what=''):
         """Spin until a condition holds."""
@@ -146,7 +128,7 @@ class Rig:
 
     def settle(self):
         """Wait until every image sent has been taken off the queue and worked on."""
-        c = self.node.worker.counts
+        c = self.node.pipeline.worker.counts
         self.until(lambda: c.received == c.processed + c.dropped, 'for the worker to be idle')
 
     def send(self, pixels, stamp, **fields):
@@ -156,13 +138,13 @@ class Rig:
 
     def publish(self, message):
         """Publish an image and wait until the node has it; once more where it got lost."""
-        received = self.node.worker.counts.received
+        received = self.node.pipeline.worker.counts.received
         for _ in range(10):
             self.camera.publish(message)
             end = time.monotonic() + TIMEOUT / 10
             while time.monotonic() < end:
                 self.executor.spin_once(timeout_sec=0.05)
-                if self.node.worker.counts.received > received:
+                if self.node.pipeline.worker.counts.received > received:
                     return
         raise AssertionError(f'an image does not arrive: {self.said()}')
 
@@ -175,9 +157,18 @@ class Rig:
         return [(seconds(m.time_ref), seconds(m.header.stamp)) for m in previous]
 
     def status(self, name, text):
-        """Wait until a status says a text; return the status."""
-        self.until(lambda: name in self.statuses and text in self.statuses[name].message, text)
-        return self.statuses[name]
+        """Find the next report, past or to come, in which a status says a text; return it."""
+        unseen = self.unseen.setdefault(name, [])
+
+        def is_said():
+            while unseen:
+                if text in unseen[0].message:
+                    return True
+                del unseen[0]
+            return False
+
+        self.until(is_said, text)
+        return unseen[0]
 
     def describe(self, width, height, focal=100.0, **fields):
         """Publish a camera_info until the node reports it."""
@@ -190,8 +181,11 @@ class Rig:
 
     def call(self, service, name, request):
         """Call one of the node's services."""
-        client = self.peer.create_client(service, f'/{self.node.get_name()}/{name}')
-        self.until(client.service_is_ready)
+        if name not in self.clients:
+            path = f'/{self.node.get_name()}/{name}'
+            self.clients[name] = self.peer.create_client(service, path)
+        client = self.clients[name]
+        self.until(client.service_is_ready, f'for the service {name}')
         future = client.call_async(request)
         self.until(future.done)
         return future.result()

@@ -31,8 +31,8 @@ from rclpy.qos import qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import String
 
-from node_rig import image_message
 from perceiver_flow_ros.ros import node as node_module
+from ros_images import image_message
 
 TIMEOUT = 60.0  # s
 BEHIND = 4  # frames that come while the slow estimator works
@@ -179,7 +179,13 @@ def read(count):
     for name, kind in zip(received, (Image, TimeReference, Image)):
         qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         node.create_subscription(kind, f'/perceiver_flow/{name}', received[name].append, qos)
-    complete = node.until(lambda: all(len(r) >= count for r in received.values()), TIMEOUT)
+
+    def is_complete():  # colour images may be fewer: the newest counts
+        flow, previous, color = received.values()
+        newest = flow and color and flow[-1].header == color[-1].header
+        return newest and len(flow) == len(previous) == count
+
+    complete = node.until(is_complete)
     result = {'complete': complete}
     for name, messages in received.items():
         result[name] = [

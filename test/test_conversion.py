@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from std_msgs.msg import Header
 
-from node_rig import image_message, texture
 from perceiver_flow_ros.ros.conversion import BadImage, ENCODINGS, to_frame, to_message
+from ros_images import image_message, texture
 
 RGB = texture(48, 64)
 GREY = RGB[:, :, 1].copy()

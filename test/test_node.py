@@ -12,8 +12,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_srvs.srv import Trigger
 
-from node_rig import Estimator, flow_of, image_message, picture, Rig
-from perceiver_flow_ros.ros import node as node_module
+from node_rig import Estimator, OUTPUTS, Rig
+from perceiver_flow_ros.ros import pipeline
+from ros_images import flow_of, image_message, picture, seconds
 
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 
@@ -58,10 +59,10 @@ def test_flow_of_a_moving_picture(rig):
         flow = flow_of(message)
         assert flow.shape == (96, 128, 2)
         assert np.abs(np.median(flow[8:-8, 8:-8], (0, 1)) - (3, 0)).max() < 0.2
-    r.until(lambda: len(r.received['flow/color']) == 3)
-    color = r.received['flow/color'][0]
+    r.until(lambda: r.received['flow/color'])
+    color = r.received['flow/color'][-1]
     assert (color.encoding, color.height, color.width, color.step) == ('rgb8', 96, 128, 384)
-    assert color.header == r.received['flow'][0].header
+    assert color.header in [m.header for m in r.received['flow']]
     red, green, blue = np.frombuffer(color.data, np.uint8).reshape(96, 128, 3)[48, 64]
     assert red > 200 > max(green, blue)  # rightward motion is red on Middlebury's wheel
 
@@ -80,7 +81,7 @@ def test_nothing_is_computed_for_nobody(rig, monkeypatch):
     colored = []
     estimator = Estimator()
     monkeypatch.setattr(
-        node_module,
+        pipeline,
         'flow_to_color',
         lambda flow, scale: colored.append(scale) or np.zeros((*flow.shape[:2], 3), np.uint8),
     )
@@ -88,7 +89,7 @@ def test_nothing_is_computed_for_nobody(rig, monkeypatch):
     for i in range(3):
         r.send(picture(i), i)
     assert estimator.pairs == []
-    processed = str(r.node.worker.counts.processed)
+    processed = str(r.node.pipeline.worker.counts.processed)
     r.until(lambda: r.statuses['flow'].values['processed'] == processed)
     assert r.status('flow', 'idle').level == OK
 
@@ -100,6 +101,7 @@ def test_nothing_is_computed_for_nobody(rig, monkeypatch):
 
     r.connect(('flow/color',))
     r.send(picture(), 13)
+    r.until(lambda: r.received['flow/color'])
     assert colored == [7.0]
 
 
@@ -158,7 +160,7 @@ def test_the_newest_image_is_used_and_the_others_are_counted(stand_in):
     r = stand_in()
     begun, go_on = threading.Event(), threading.Semaphore(0)
     r.estimator.before = lambda: (begun.set(), go_on.acquire())
-    dropped = r.node.worker.counts.dropped
+    dropped = r.node.pipeline.worker.counts.dropped
     r.send(picture(), 1.0)
     r.publish(image_message(picture(), 1.1))
     r.until(begun.is_set)
@@ -166,7 +168,7 @@ def test_the_newest_image_is_used_and_the_others_are_counted(stand_in):
         r.publish(image_message(picture(), 1 + i / 10))
     go_on.release(2)
     assert r.flows(2) == [(1.0, 1.1), (1.1, 1.7)]
-    assert r.node.worker.counts.dropped - dropped == 5
+    assert r.node.pipeline.worker.counts.dropped - dropped == 5
     r.until(lambda: r.statuses['flow'].values['dropped'] == str(dropped + 5))
     assert r.statuses['flow'].level == OK  # dropping is how it keeps up
 
@@ -182,7 +184,7 @@ def test_every_frame_is_processed_until_the_queue_is_full(stand_in):
         r.publish(image_message(picture(), 1 + i / 10))
     go_on.release(5)
     assert r.flows(5) == [(1 + i / 10, 1 + (i + 1) / 10) for i in range(5)]
-    assert r.node.worker.counts.dropped == 0
+    assert r.node.pipeline.worker.counts.dropped == 0
 
     begun.clear()
     r.publish(image_message(picture(), 1.6))
@@ -191,7 +193,28 @@ def test_every_frame_is_processed_until_the_queue_is_full(stand_in):
         r.publish(image_message(picture(), 1 + i / 10))
     go_on.release(5)
     assert r.flows(10)[5:] == [(1.5, 1.6), (1.6, 1.9), (1.9, 2.0), (2.0, 2.1), (2.1, 2.2)]
-    assert r.node.worker.counts.dropped == 2
+    assert r.node.pipeline.worker.counts.dropped == 2
+
+
+def test_a_viewer_does_not_slow_the_flow_down(rig, monkeypatch):
+    begun, go_on = threading.Event(), threading.Semaphore(0)
+
+    def color(flow, scale):
+        begun.set()
+        go_on.acquire()
+        return np.zeros((*flow.shape[:2], 3), np.uint8)
+
+    monkeypatch.setattr(pipeline, 'flow_to_color', color)
+    r = rig(loader=lambda *_, **__: Estimator()).connect(OUTPUTS)
+    for i in range(2):
+        r.send(picture(), 1 + i / 10)
+    r.until(begun.is_set)
+    for i in range(2, 6):
+        r.send(picture(), 1 + i / 10)
+    r.flows(5)  # while the first of them is coloured
+    go_on.release(2)
+    r.until(lambda: len(r.received['flow/color']) == 2)
+    assert [seconds(m.header.stamp) for m in r.received['flow/color']] == [1.1, 1.5]
 
 
 # Bad input
@@ -292,11 +315,11 @@ def test_lifecycle(rig):
         r.until(lambda: r.peer.count_subscribers(topic) == 0)
         assert state_of(r) == 'inactive'
     assert change(r, Transition.TRANSITION_CLEANUP)
-    assert state_of(r) == 'unconfigured' and r.node.estimator is None and len(loaded) == 1
+    assert state_of(r) == 'unconfigured' and r.node.pipeline.estimator is None and len(loaded) == 1
     assert change(r, Transition.TRANSITION_CONFIGURE) and len(loaded) == 2
     assert change(r, Transition.TRANSITION_ACTIVATE)
     assert change(r, Transition.TRANSITION_ACTIVE_SHUTDOWN)
-    assert state_of(r) == 'finalized' and r.node.estimator is None
+    assert state_of(r) == 'finalized' and r.node.pipeline.estimator is None
     r.until(lambda: r.peer.count_subscribers(topic) == 0)
 
 

@@ -10,9 +10,10 @@ from rcl_interfaces.srv import DescribeParameters
 from rclpy.exceptions import ParameterException
 import yaml
 
-from node_rig import Estimator, image_message, picture, Rig
+from node_rig import Estimator, Rig
 from perceiver_flow_ros.ros import parameters
 from perceiver_flow_ros.ros.parameters import SETTINGS
+from ros_images import image_message, picture
 
 CONFIG = Path(__file__).parents[1] / 'config' / 'perceiver_flow.yaml'
 
@@ -88,7 +89,7 @@ def test_live_changes(rig):
         'query_stride': 1, 'allow_download': False,
     })  # fmt: skip
     assert rig.set(model='other', query_stride=2) == ''
-    assert len(rig.loads) == 2 and rig.node.estimator.name == 'other'
+    assert len(rig.loads) == 2 and rig.node.pipeline.estimator.name == 'other'
     rig.send(picture(), 1.2)
     assert rig.flows(2) == [(1.0, 1.1), (1.1, 1.2)]  # the pair goes on
     rig.until(lambda: rig.statuses['flow'].values['model'] == 'other')
@@ -111,12 +112,12 @@ def test_a_refused_change_leaves_the_old_value_working(rig):
         assert getattr(rig.node.settings, name) == parameters.BY_NAME[name].default
     rig.send(picture(), 1.1)
     assert rig.flows(1) == [(1.0, 1.1)]
-    assert rig.node.estimator.name == 'lite'
+    assert rig.node.pipeline.estimator.name == 'lite'
 
 
 def test_the_model_is_exchanged_between_two_frames(rig):
     begun, go_on = threading.Event(), threading.Event()
-    rig.node.estimator.before = lambda: (begun.set(), go_on.wait())
+    rig.node.pipeline.estimator.before = lambda: (begun.set(), go_on.wait())
     rig.send(picture(), 1.0)
     rig.publish(image_message(picture(), 1.1))
     rig.until(begun.is_set)
@@ -130,12 +131,12 @@ def test_the_model_is_exchanged_between_two_frames(rig):
 def test_threads(rig):
     cv2 = pytest.importorskip('cv2')
     torch = pytest.importorskip('torch')
-    before = rig.node.worker.submit(torch.get_num_threads).result()
+    before = rig.node.pipeline.worker.submit(torch.get_num_threads).result()
     assert rig.set(threads=1) == ''
-    assert rig.node.worker.submit(torch.get_num_threads).result() == 1
+    assert rig.node.pipeline.worker.submit(torch.get_num_threads).result() == 1
     assert cv2.getNumThreads() == 1
     assert rig.set(threads=0) == ''
-    assert rig.node.worker.submit(torch.get_num_threads).result() == before
+    assert rig.node.pipeline.worker.submit(torch.get_num_threads).result() == before
 
 
 def test_diagnostics_period(rig):

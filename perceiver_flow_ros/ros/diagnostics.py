@@ -140,7 +140,7 @@ class Diagnostics:
         """Publish all statuses."""
         now = self._now()
         with self._lock:
-            counts = {**self._counts, **vars(self._node.worker.counts)}
+            counts = {**self._counts, **vars(self._node.pipeline.worker.counts)}
         new = {key: count - self._counts_before.get(key, 0) for key, count in counts.items()}
         self._counts_before = counts
         name = self._node.get_fully_qualified_name().strip('/')
@@ -200,8 +200,8 @@ class Diagnostics:
         if node.reason:
             return ERROR, node.reason
         if not node.active:
-            return OK, 'inactive' if node.estimator else 'unconfigured'
-        if not node.is_wanted():
+            return OK, 'inactive' if node.pipeline.estimator else 'unconfigured'
+        if not node.pipeline.is_wanted():
             return OK, 'idle: nobody subscribes'
         if self._failing:
             return ERROR, self._last_error
@@ -217,7 +217,8 @@ class Diagnostics:
     def _flow_values(self, now: float, counts: dict[str, int]) -> dict[str, Any]:
         with self._lock:
             latency, inference = list(self._latency), list(self._inference)
-        estimator, settings = self._node.estimator, self._node.settings
+        estimator, settings = self._node.pipeline.estimator, self._node.settings
+        subscribers = self._node.pipeline.subscribers()
         middle = float(np.median(latency)) if latency else 0.0
         plausible = 0 <= middle <= PLAUSIBLE_LATENCY
         return {
@@ -231,7 +232,7 @@ class Diagnostics:
             'inference': _mean_and_p95(inference),
             **counts,
             'last error': self._last_error or 'none',
-            **{f'subscribers of {name}': n for name, n in self._node.subscribers().items()},
+            **{f'subscribers of {topic}': count for topic, count in subscribers.items()},
         }
 
     def _calibration(self) -> tuple[bytes, str, dict[str, Any]]:

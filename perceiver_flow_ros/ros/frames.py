@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between the subscription and the estimator: a queue that forgets, a thread, frame pairs."""
+"""Frames, what makes two of them a pair, and a thread that works on the newest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 
@@ -52,49 +51,49 @@ def _size(image: np.ndarray) -> str:
 
 @dataclass
 class Counts:
-    """What became of the images: received = processed + dropped + waiting."""
+    """What became of the items: received = processed + dropped + waiting or under way."""
 
     received: int = 0
     processed: int = 0
     dropped: int = 0
 
 
-class FrameWorker(threading.Thread):
+class Worker(threading.Thread):
     """
-    One thread that owns the estimator and runs, in this order, jobs and the oldest waiting image.
+    A thread that works on one item after the other, the oldest waiting one first.
 
-    With a capacity of one the oldest is also the newest: an image that arrives while another waits
-    replaces it, so the work never falls behind the camera.
+    With a capacity of one the oldest is also the newest: an item that arrives while another waits
+    replaces it, so the work never falls behind its source. Jobs (see `submit`) go before items.
     """
 
-    def __init__(self, process: Callable[[Image], None], capacity: int) -> None:
-        super().__init__(name='perceiver_flow_worker', daemon=True)
+    def __init__(self, process: Callable[[Any], None], capacity: int = 1) -> None:
+        super().__init__(daemon=True)
         self.counts = Counts()
         self._process = process
-        self._images: deque[Image] = deque()
+        self._items: deque[Any] = deque()
         self._capacity = capacity
         self._jobs: deque[tuple[Future, Callable[[], Any]]] = deque()
         self._stopping = False
         self._changed = threading.Condition()
 
-    def put(self, image: Image) -> None:
-        """Hand over an image; the oldest waiting one goes where there is no room."""
+    def put(self, item: Any) -> None:
+        """Hand over an item; the oldest waiting one goes where there is no room."""
         with self._changed:
             self.counts.received += 1
-            if len(self._images) == self._capacity:
-                self._images.popleft()
+            if len(self._items) == self._capacity:
+                self._items.popleft()
                 self.counts.dropped += 1
-            self._images.append(image)
+            self._items.append(item)
             self._changed.notify()
 
     def clear(self) -> None:
         """Drop what waits."""
         with self._changed:
-            self.counts.dropped += len(self._images)
-            self._images.clear()
+            self.counts.dropped += len(self._items)
+            self._items.clear()
 
     def submit(self, job: Callable[[], Any]) -> Future:
-        """Have a job run before the next image."""
+        """Have a job run before the next item."""
         future: Future = Future()
         with self._changed:
             self._jobs.append((future, job))
@@ -113,18 +112,18 @@ class FrameWorker(threading.Thread):
         """Work until stopped."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._jobs or self._images)
+                self._changed.wait_for(lambda: self._stopping or self._jobs or self._items)
                 if self._stopping:
                     return
                 job = self._jobs.popleft() if self._jobs else None
-                image = self._images.popleft() if job is None else None
-            if job is not None:
+                item = self._items.popleft() if job is None else None
+            if job is None:
+                self._process(item)
+                with self._changed:
+                    self.counts.processed += 1
+            else:
                 future, function = job
                 try:
                     future.set_result(function())
                 except Exception as error:
                     future.set_exception(error)
-            else:
-                self._process(image)
-                with self._changed:
-                    self.counts.processed += 1

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
 
 from perceiver_flow_ros.flow.estimator import PRECISIONS, QUALITIES, QUERY_STRIDES, TILINGS
@@ -144,6 +145,11 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 class Settings(SimpleNamespace):
     """The parameters' values, one attribute each; replaced as a whole, never changed."""
 
+    @property
+    def capacity(self) -> int:
+        """How many images may wait for the estimator."""
+        return self.queue_size if self.process_every_frame else 1
+
     def but(self, changes: dict[str, Any]) -> Settings:
         """Make a copy with some values changed."""
         return Settings(**{**vars(self), **changes})
@@ -155,9 +161,13 @@ class Settings(SimpleNamespace):
 
 def declare(node: Node) -> Settings:
     """Declare all; rclpy's ParameterException names a value given at start that is refused."""
-    return Settings(**{
-        s.name: node.declare_parameter(s.name, s.default, s.descriptor).value for s in SETTINGS
-    })
+    values: dict[str, Any] = {}
+    for s in SETTINGS:
+        values[s.name] = node.declare_parameter(s.name, s.default, s.descriptor).value
+        problem = s.problem(values[s.name])
+        if problem:
+            raise InvalidParameterValueException(s.name, values[s.name], problem)
+    return Settings(**values)
 
 
 def to_yaml() -> str:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From an image message to published flow.
+
+Two threads. The worker's owns the estimator: whenever it is free it takes the newest image and
+publishes the flow from the one it took before. The painter's colours the newest flow, so that
+somebody who watches does not slow the flow down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import gc
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import Image, TimeReference
+from std_msgs.msg import Header
+
+from perceiver_flow_ros.flow.color import flow_to_color
+from perceiver_flow_ros.flow.estimator import FlowEstimator
+from perceiver_flow_ros.ros.conversion import BadImage, to_frame, to_message
+from perceiver_flow_ros.ros.frames import Frame, why_no_pair, Worker
+from perceiver_flow_ros.ros.notices import explain
+from perceiver_flow_ros.ros.parameters import Settings
+from perceiver_flow_ros.ros.topics import create_output
+
+if TYPE_CHECKING:
+    from perceiver_flow_ros.ros.node import FlowNode
+
+WARM_UP_SIZE = (368, 496)  # one tile of the official model
+DEFAULT_THREADS: dict[str, int] = {}  # before the first change
+
+
+class Pipeline:
+    """
+    What becomes of the images.
+
+    Parameters
+    ----------
+    node : whose settings hold, at each image anew, and whose diagnostics are told what happens.
+    loader : called like `load_estimator`.
+
+    """
+
+    def __init__(self, node: FlowNode, loader: Callable[..., FlowEstimator]) -> None:
+        self.estimator: FlowEstimator | None = None
+        self._node = node
+        self._loader = loader
+        self._previous: Frame | None = None
+        self._forget = False  # the previous frame, when the next one comes
+        self._flow, self._time, self._color = (
+            create_output(node, kind, name, node.diagnostics.output_incompatible)
+            for kind, name in (
+                (Image, '~/flow'), (TimeReference, '~/flow/previous'), (Image, '~/flow/color'),
+            )
+        )  # fmt: skip
+        self.worker = Worker(self._process, node.settings.capacity)
+        self.painter = Worker(self._paint, node.settings.capacity)
+        self.worker.start()
+        self.painter.start()
+
+    def subscribers(self) -> dict[str, int]:
+        """Count the subscribers of each output."""
+        outputs = self._flow, self._time, self._color
+        return {output.topic_name: output.get_subscription_count() for output in outputs}
+
+    def is_wanted(self) -> bool:
+        """Tell whether anybody subscribes to an output."""
+        return any(self.subscribers().values())
+
+    def restart(self) -> None:
+        """Have the next image start a new pair."""
+        self._forget = True
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self.worker.clear()
+        self.painter.clear()
+
+    def stop(self, timeout: float) -> bool:
+        """End the threads; tell whether each did within `timeout` seconds."""
+        return all([self.worker.stop(timeout), self.painter.stop(timeout)])
+
+    # In the worker's thread
+
+    def load(self, settings: Settings) -> FlowEstimator:
+        """Load an estimator and run it once, so that the first image need not wait."""
+        s = settings
+        estimator = self._loader(
+            s.model, device=s.device, precision=s.precision, tiling=s.tiling, quality=s.quality,
+            query_stride=s.query_stride, allow_download=s.allow_download,
+        )  # fmt: skip
+        _set_threads(s.threads)
+        blank = np.zeros((*WARM_UP_SIZE, 3), np.uint8)
+        estimator(blank, blank)
+        return estimator
+
+    def free(self) -> None:
+        """Give the estimator's memory back."""
+        self.estimator = self._previous = None
+        gc.collect()
+        torch = sys.modules.get('torch')
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _process(self, message: Image) -> None:
+        """Work on one image. Whatever is wrong with it, the node lives and says so."""
+        diagnostics = self._node.diagnostics
+        try:
+            self._follow(message)
+        except BadImage as error:
+            diagnostics.failed('image', f'image of {self._node.image_topic} refused: {error}')
+        except Exception as error:
+            if self._node.context.ok():  # else it came of the shutdown
+                diagnostics.failed('inference', f'no flow: {explain(error)}')
+
+    def _follow(self, message: Image) -> None:
+        estimator = self.estimator
+        if estimator is None or not self.is_wanted():
+            self._previous = None
+            return
+        frame = Frame(message.header, to_frame(message))
+        previous, self._previous = (None if self._forget else self._previous), frame
+        self._forget = False
+        if previous is None:
+            return
+        obstacle = why_no_pair(previous, frame, self._node.settings.max_frame_gap)
+        if obstacle:
+            self._node.diagnostics.restarted(*obstacle)
+            return
+        start = time.perf_counter()
+        flow = estimator(previous.image, frame.image)
+        took = time.perf_counter() - start
+        self._publish(previous, frame, flow)
+        self._node.diagnostics.flowed(frame.stamp / 1e9, took)
+
+    def _publish(self, previous: Frame, frame: Frame, flow: np.ndarray) -> None:
+        """Publish what is subscribed to, under the header of the image that the flow leads to."""
+        if self._time.get_subscription_count():
+            reference = TimeReference(header=frame.header, time_ref=previous.header.stamp)
+            reference.source = 'previous image'
+            self._time.publish(reference)
+        if self._flow.get_subscription_count():
+            self._flow.publish(to_message(flow, '32FC2', frame.header))
+        if self._color.get_subscription_count():
+            self.painter.put((flow, frame.header))
+
+    # In the painter's thread
+
+    def _paint(self, item: tuple[np.ndarray, Header]) -> None:
+        flow, header = item
+        try:
+            color = flow_to_color(flow, self._node.settings.color_max_magnitude or None)
+            self._color.publish(to_message(color, 'rgb8', header))
+        except Exception as error:
+            if self._node.context.ok():
+                self._node.diagnostics.notices.error('color', f'no colour: {explain(error)}')
+
+
+def _set_threads(count: int) -> None:
+    """Set the CPU threads of OpenCV and of PyTorch, if loaded; 0 for their defaults."""
+    cv2.setNumThreads(count or -1)
+    torch = sys.modules.get('torch')
+    if torch is not None:
+        DEFAULT_THREADS.setdefault('torch', torch.get_num_threads())
+        torch.set_num_threads(count or DEFAULT_THREADS['torch'])
