@@ -39,11 +39,13 @@ class LiteConfig:
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """Convolution that keeps the size, but for its stride."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
 def activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.1)  # never dead: small networks lose whole layers to plain ReLU
+    """Leaky ReLU: to the plain one this network lost whole layers."""
+    return F.leaky_relu(x, 0.1)
 
 
 class Residual(nn.Module):
@@ -53,7 +55,7 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = conv(channels, channels), conv(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x + self.conv2(activate(self.conv1(x)))
 
 
@@ -65,7 +67,7 @@ class Features(nn.Module):
         self.conv1 = conv(6, channels, stride=2)
         self.conv2 = conv(channels, 2 * channels, stride=2)
 
-    def forward(self, previous: Tensor, warped: Tensor) -> Tensor:
+    def forward(self, previous: Tensor, warped: Tensor) -> Tensor:  # noqa: D102
         both = torch.cat([previous, warped - previous], 1)
         return activate(self.conv2(activate(self.conv1(both))))
 
@@ -76,6 +78,7 @@ def local_contrast(frame: Tensor) -> Tensor:
 
 
 def window_mean(x: Tensor, size: int) -> Tensor:
+    """Mean over ``size`` x ``size`` tokens, of what lies inside."""
     return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
@@ -115,8 +118,8 @@ def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
     """Least-squares motion of every token's surroundings, the classical answer for small motion.
 
     The normal equations G u = -b of Lucas and Kanade (1981), with G and b summed over a token and
-    its 3x3, and its 7x7, neighbours. Frames (B, 3, h, w) -> (B, 8, h/4, w/4): for both windows u in
-    pixels (2 channels), then for both the logarithms of G's determinant and trace.
+    its 3x3, and its 7x7, neighbours. Frames (B, 3, h, w) -> (B, 8, h/4, w/4): for both windows u
+    in pixels (2 channels), then for both the logarithms of G's determinant and trace.
     """
     first, second = local_contrast(previous), local_contrast(current)
     mean = F.pad((first + second) / 2, (1, 1, 1, 1), mode='replicate')
@@ -246,13 +249,14 @@ class LitePerceiver(nn.Module):
         x = torch.cat([self.features(previous, warped), cost, gradient,
                        (coarse - before).clamp(-8, 8) / 2, detail.clamp(-8, 8) / 2], 1)
         x = self.mix(activate(self.joint(x)))
-        position = fourier_features(h // TOKEN, w // TOKEN, self.config.bands, x.device).to(x.dtype)
+        size = h // TOKEN, w // TOKEN
+        position = fourier_features(*size, self.config.bands, x.device).to(x.dtype)
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         tokens = self.project(torch.cat([tokens, position.expand(batch, -1, -1)], -1))
         # Encode and process: latents read all tokens. Decode: every token asks the latents.
         latents = self.encoder(self.latents.expand(batch, -1, -1), tokens)
         decoded = self.answer(self.decoder(tokens, latents))
-        x = x + decoded.transpose(1, 2).unflatten(2, (h // TOKEN, w // TOKEN))
+        x = x + decoded.transpose(1, 2).unflatten(2, size)
         # Postprocess: residual at the tokens, trust in the gradients, and the way to the pixels.
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         hidden = activate(self.head(x))
@@ -271,14 +275,13 @@ class LitePerceiver(nn.Module):
         gradient = lucas_kanade(previous, warp(current, spread(coarse)))
         return before, median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
 
-    def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
-                initial: Tensor | None = None) -> list[Tensor]:
+    def forward(self, previous: Tensor, current: Tensor, finest: int = 0) -> list[Tensor]:
         """Coarse-to-fine flow from ``previous`` to ``current``.
 
         Parameters
         ----------
         previous, current : (B, 3, H, W) float, 0..1, RGB; H and W multiples of 4.
-        finest : level to stop at; level k has 1/2^k of the resolution.
+        finest : level to stop at, or the last; level k has 1/2^k of the resolution.
 
         Returns
         -------
@@ -288,7 +291,7 @@ class LitePerceiver(nn.Module):
         first, second = normalise(previous, current)
         flows: list[Tensor] = []
         flow = first.new_zeros(len(first), 2, *sizes[-1])
-        for h, w in reversed(sizes[finest:]):
+        for h, w in reversed(sizes[min(finest, len(sizes) - 1):]):
             a, b = (F.interpolate(f, (h, w), mode='bilinear', antialias=True)
                     if (h, w) != f.shape[-2:] else f for f in (first, second))
             flow = self.residual(a, b, resize_flow(flow.detach(), h, w))

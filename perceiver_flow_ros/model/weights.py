@@ -74,14 +74,15 @@ def load_lite(path: str | Path) -> LitePerceiver:
 
 
 def save_lite(network: LitePerceiver, path: str | Path) -> None:
-    """Write weights and configuration of a lite network, in half precision, atomically."""
-    from safetensors.torch import save_file
+    """Write weights and configuration of a lite network, atomically."""
+    from safetensors.torch import save
 
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    save_file({name: value.detach().cpu().half().contiguous()
-               for name, value in network.state_dict().items()}, part,
-              metadata={'variant': 'lite', 'config': json.dumps(asdict(network.config))})
+    tensors = {name: value.detach().cpu().contiguous()
+               for name, value in network.state_dict().items()}
+    part.write_bytes(save(tensors, metadata={
+        'variant': 'lite', 'config': json.dumps(asdict(network.config))}))
     os.replace(part, path)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cached_property
 import json
 import math
 import os
@@ -28,9 +29,9 @@ class Recipe:
     width: int = 160
     learning_rate: float = 8e-4
     warmup: int = 2_000         # pairs
-    decay_from: float = 0.3     # share of the pairs after which the rate falls to zero as a cosine
+    decay_from: float = 0.3     # share of the pairs after which the rate falls, as a cosine
     average: float = 0.998      # of the exponential moving average of the weights
-    power: float = 0.8          # the loss is |error|^power: small errors count, outliers do not rule
+    power: float = 0.8          # loss |error|^power: outliers must not rule
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
@@ -109,12 +110,12 @@ class Trainer:
     """
 
     def __init__(self, folder: Path, recipe: Recipe, textures: Textures, held_out: Textures,
-                 config: LiteConfig = LiteConfig(), start: LitePerceiver | None = None):
+                 config: LiteConfig | None = None, start: LitePerceiver | None = None):
         self.folder, self.recipe, self.textures = Path(folder), recipe, textures
         self.device = textures.device
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
-        self.network = LitePerceiver(config) if start is None else start
+        self.network = LitePerceiver(config or LiteConfig()) if start is None else start
         self.network.requires_grad_().train()
         self.network.to(self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
@@ -124,11 +125,17 @@ class Trainer:
         self.rank, self.workers = 0, 1
         if distributed.is_initialized():
             self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
+        self.held_out = held_out
+
+    @cached_property
+    def validation(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """48 pairs of textures that are never trained on, always the same."""
         torch.manual_seed(12345)
-        self.validation = [make_pairs(4, 192, 256, held_out, recipe.motion) for _ in range(12)]
+        return [make_pairs(4, 192, 256, self.held_out, self.recipe.motion) for _ in range(12)]
 
     @property
     def state_file(self) -> Path:
+        """Where the state is saved."""
         return self.folder / 'state.pt'
 
     def save(self) -> None:
@@ -181,6 +188,7 @@ class Trainer:
         return loss.item()
 
     def log(self, record: dict) -> None:
+        """Append a record to the log."""
         with open(self.folder / 'log.jsonl', 'a') as file:
             file.write(json.dumps({k: round(v, 5) if isinstance(v, float) else v
                                    for k, v in record.items()}) + '\n')

@@ -26,6 +26,7 @@ class Motion:
 
 
 def uniform(low: float, high: float, *shape: int, device: str) -> Tensor:
+    """Uniform random numbers in [low, high)."""
     return torch.empty(*shape, device=device).uniform_(low, high)
 
 

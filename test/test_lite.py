@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lite variant: its evidence, its network, its estimator, its packaged weights."""
+
+import numpy as np
+import pytest
+
+from perceiver_flow_ros.flow.estimator import load_estimator
+from perceiver_flow_ros.flow.files import read_flow, read_image
+from perceiver_flow_ros.flow.metrics import metrics
+
+torch = pytest.importorskip('torch')
+
+from perceiver_flow_ros.model import lite  # noqa: E402
+from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
+from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def estimator():
+    return load_estimator('lite', device='cpu')
+
+
+def shifted(u: int, v: int, height: int = 96, width: int = 128):
+    """Two crops of one texture: what is at x in the first is at x + (u, v) in the second."""
+    torch.manual_seed(1)
+    texture = procedural_textures(8, height + 32, width + 32).mean(0, keepdim=True)
+    first = texture[..., 16:16 + height, 16:16 + width]
+    return first, texture[..., 16 - v:16 - v + height, 16 - u:16 - u + width]
+
+
+@pytest.mark.parametrize('u, v', [(3, -2), (-4, 1), (0, 0)])
+def test_best_match_finds_the_shift(u, v):
+    cost = lite.matching_cost(*lite.normalise(*shifted(u, v)), radius=4)
+    found = lite.best_match(cost, radius=4)[0, :, 3:-3, 3:-3]
+    assert torch.allclose(found.median(1)[0].median(1)[0], torch.tensor([u, v]).float(), atol=0.3)
+
+
+def test_lucas_kanade_has_the_sign_of_the_motion():
+    gradient = lite.lucas_kanade(*lite.normalise(*shifted(1, -1)))[0, :4, 3:-3, 3:-3]
+    for u in gradient.flatten(1).median(1)[0].split(2):  # the small window, the large one
+        assert torch.allclose(u, torch.tensor([1., -1.]), atol=0.4)
+
+
+def test_convex_upsampling_keeps_a_linear_field_and_interpolates_bilinearly():
+    y, x = torch.meshgrid(torch.arange(6.), torch.arange(8.), indexing='ij')
+    flow = torch.stack([x, y])[None]
+    mask = lite.bilinear_logits().flatten()[None, :, None, None].expand(1, -1, 6, 8)
+    up = lite.convex_upsample(flow, mask)
+    expected = torch.nn.functional.interpolate(flow, scale_factor=4, mode='bilinear')
+    assert (up - expected)[..., 4:-4, 4:-4].abs().max() < 0.08
+
+
+def test_warp_and_resize_flow_scale_each_axis():
+    image = torch.rand(1, 3, 20, 24)
+    flow = torch.zeros(1, 2, 20, 24)
+    flow[:, 0] = 2
+    assert torch.allclose(lite.warp(image, flow)[..., :-2], image[..., 2:], atol=1e-4)
+    half = lite.resize_flow(flow, 10, 6)
+    assert half.shape == (1, 2, 10, 6) and torch.allclose(half[:, 0], torch.tensor(0.5))
+
+
+def test_budget_of_the_packaged_network(estimator):
+    from perceiver_flow_ros.flow.lite import PACKAGED
+
+    assert sum(p.numel() for p in estimator._network.parameters()) <= 8e6
+    assert PACKAGED.stat().st_size <= 16e6
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (1, 40), (32, 32), (33, 47), (240, 21)])
+def test_any_size_and_both_kinds_of_images(estimator, height, width):
+    frames = np.random.default_rng(0).integers(0, 255, (2, height, width, 3), np.uint8)
+    flow = estimator(*frames)
+    assert flow.shape == (height, width, 2) and flow.dtype == np.float32
+    assert np.isfinite(flow).all()
+    grey = frames[..., 0]
+    assert np.isfinite(estimator(*grey)).all()
+
+
+def as_frame(tensor) -> np.ndarray:
+    return (tensor[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize('quality', ['fast', 'balanced', 'best'])
+def test_known_motion_is_found_at_every_quality(quality):
+    first, second = shifted(6, -4, 192, 256)
+    flow = load_estimator('lite', device='cpu', quality=quality)(as_frame(first), as_frame(second))
+    error = np.hypot(*(flow[16:-16, 16:-16] - (6, -4)).transpose(2, 0, 1))
+    assert np.median(error) < 0.5
+
+
+def test_query_stride_and_points_agree_with_the_dense_field(estimator):
+    first, second = (as_frame(f) for f in shifted(3, 2, 100, 130))
+    dense = estimator(first, second)
+    sparse = load_estimator('lite', device='cpu', query_stride=4)(first, second)
+    np.testing.assert_array_equal(sparse, dense[::4, ::4])
+    points = np.array([[10, 20], [129, 99], [0, 0]])
+    np.testing.assert_allclose(
+        estimator.at(first, second, points), dense[points[:, 1], points[:, 0]], atol=1e-5
+    )
+
+
+def test_better_than_the_evidence_alone():
+    """What was learned helps: the trained network beats itself as it was initialised."""
+    from perceiver_flow_ros.flow.lite import PACKAGED
+    from perceiver_flow_ros.model.weights import load_lite
+    from perceiver_flow_ros.training.loop import evaluate
+
+    torch.manual_seed(7)
+    pairs = [make_pairs(4, 128, 160, Textures(), Motion(largest=16)) for _ in range(6)]
+    torch.manual_seed(0)
+    untrained = lite.LitePerceiver().eval()
+    trained = evaluate(load_lite(PACKAGED), pairs)['epe']
+    assert trained < 0.97 * evaluate(untrained, pairs)['epe']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('quality, bound', [('balanced', 1.2), ('best', 1.0)])
+def test_error_on_real_pairs(quality, bound, flow_data):
+    from perceiver_flow_ros.commands.evaluate import find_pairs
+
+    estimate = load_estimator('lite', device='cpu', quality=quality)
+    errors = []
+    for pair in find_pairs(flow_data):
+        truth = read_flow(pair.truth)
+        flow = estimate(read_image(pair.previous), read_image(pair.current))
+        errors.append(metrics(flow, truth)['epe'])
+        assert errors[-1] < metrics(np.zeros_like(flow), truth)['epe'], pair.name
+    assert len(errors) == 9
+    assert np.mean(errors) <= bound

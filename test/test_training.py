@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic pairs are exact; training learns, pauses and resumes without a trace."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from perceiver_flow_ros.commands.main import main  # noqa: E402
+from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
+from perceiver_flow_ros.model.lite import LiteConfig, warp  # noqa: E402
+from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer  # noqa: E402
+from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
+from perceiver_flow_ros.training.textures import Textures  # noqa: E402
+
+SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
+                   latent_channels=16, layers=1, heads=2, head_channels=8)
+TEXTURES = Textures()
+RECIPE = Recipe(pairs=24, batch=2, height=64, width=64, warmup=2)
+
+
+def test_flow_is_exact_where_nothing_hides_anything():
+    """Sampling frame 2 along the flow gives frame 1 back, far better than without it."""
+    torch.manual_seed(0)
+    motion = Motion(smallest=2, largest=6, layers=0, augment=False)
+    first, second, flow = make_pairs(6, 96, 128, TEXTURES, motion)
+    inside = slice(12, -12)
+    back = (warp(second, flow) - first)[..., inside, inside].abs().mean()
+    still = (second - first)[..., inside, inside].abs().mean()
+    assert back < 0.35 * still and back < 0.03
+
+
+def test_layers_bring_motion_edges_and_scale_bounds_the_motion():
+    torch.manual_seed(3)
+    _, _, flow = make_pairs(8, 96, 128, TEXTURES, Motion(smallest=4, largest=8, augment=False))
+    jumps = (flow[..., 1:] - flow[..., :-1]).abs().amax((1, 2, 3))
+    assert (jumps > 1).sum() >= 4
+    assert flow.abs().max() < 80 and flow.norm(dim=1).mean() > 1
+
+
+def test_pairs_are_a_function_of_the_seed():
+    pairs = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        pairs.append(make_pairs(2, 64, 64, TEXTURES))
+    assert all(torch.equal(a, b) for a, b in zip(pairs[0], pairs[1]))
+    assert not torch.equal(pairs[0][2], pairs[2][2])
+    assert all(0 <= frame.min() and frame.max() <= 1 for frame in pairs[0][:2])
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    recipe = Recipe(pairs=1000, warmup=100, decay_from=0.5, learning_rate=1.0)
+    rates = [learning_rate(recipe, seen) for seen in (0, 50, 100, 500, 750, 1000)]
+    assert rates[0] < 0.02 and rates[2] == rates[3] == 1
+    assert rates[4] == pytest.approx(0.5) and rates[5] == pytest.approx(0, abs=1e-9)
+
+
+def train(folder, steps: int, resume: bool = False) -> Trainer:
+    trainer = Trainer(folder, RECIPE, TEXTURES, TEXTURES, SMALL)
+    assert trainer.resume() == resume
+    losses = [trainer.step() for _ in range(steps)]
+    assert np.isfinite(losses).all()
+    trainer.save()
+    return trainer
+
+
+def test_resuming_equals_never_having_stopped(tmp_path):
+    whole = train(tmp_path / 'whole', 4)
+    train(tmp_path / 'parts', 2)
+    parts = train(tmp_path / 'parts', 2, resume=True)
+    assert parts.seen == whole.seen == 8
+    for a, b in zip(whole.averaged.parameters(), parts.averaged.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_state_of_another_network_is_refused(tmp_path):
+    train(tmp_path, 1)
+    with pytest.raises(ValueError, match='holds another network'):
+        Trainer(tmp_path, RECIPE, TEXTURES, TEXTURES, LiteConfig()).resume()
+
+
+def test_loss_falls_on_one_batch_seen_again_and_again(tmp_path):
+    trainer = Trainer(tmp_path, RECIPE, TEXTURES, TEXTURES, SMALL)
+    losses = []
+    for _ in range(25):
+        trainer.seen = 8  # the batch and the rate are functions of what was seen
+        losses.append(trainer.step())
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+
+
+def test_textures_of_a_folder_without_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='no images under'):
+        Textures([tmp_path])
+
+
+@pytest.mark.slow
+def test_the_command_pauses_resumes_and_leaves_weights_that_load(tmp_path, capsys):
+    command = ['train', str(tmp_path / 'run'), '--pairs', '6', '--batch', '2', '--size', '64',
+               '64', '--evaluate-every', '4', '--device', 'cpu', '--json']
+    assert main([*command, '--minutes', '0.0001']) == 0
+    assert main(command) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r['pairs'] for r in records][0] == 2 and records[-1]['pairs'] == 6
+    estimator = load_estimator(tmp_path / 'run' / 'lite.safetensors', device='cpu')
+    assert estimator.name == 'lite'
+    assert estimator(*np.zeros((2, 40, 50, 3), np.uint8)).shape == (40, 50, 2)
+    assert main(['train', str(tmp_path / 'run'), '--pairs', '0']) == 2
