@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.model import folded
@@ -77,6 +78,32 @@ def test_sparse_is_dense_at_those_pixels(network, frames, truth, stride):
     assert relative_error(sparse, truth[1, 1::stride, columns]) < 1e-4
 
 
+def test_work_is_what_is_asked_for(network, frames, monkeypatch):
+    """Counted: folding saves a third at this size (58 % at full size), a stride the decoding."""
+    monkeypatch.setattr(folded, 'parallel', lambda task, items, device: list(map(task, items)))
+
+    def product(_, a, b, *__, **___):
+        return 2 * a[0] * a[1] * b[1]
+
+    def work(task):
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product}
+                             ) as counter, torch.no_grad():
+            result = task()
+        return result, counter.get_total_flops()
+
+    def queries(stride):
+        return [(y, slice(None, None, stride)) for y in range(0, HEIGHT, stride)]
+
+    fast = FoldedNetwork(network)
+    _, reference = work(lambda: network(frames[:1]))
+    (pixels, z), encode = work(lambda: fast.encode(frames[:1]))
+    _, fixed = work(lambda: fast.decode(pixels[0], z[0], []))               # keys and values
+    _, dense = work(lambda: fast.decode(pixels[0], z[0], queries(1)))
+    _, sparse = work(lambda: fast.decode(pixels[0], z[0], queries(4)))
+    assert encode + dense < 0.65 * reference
+    assert sparse - fixed < 0.1 * (dense - fixed)
+
+
 def test_points_in_any_order(network, frames, truth):
     fast = FoldedNetwork(network)
     pixels, z = fast.encode(frames[:1])
@@ -100,19 +127,11 @@ def test_scores_far_above_the_sample_are_found(network, frames, truth, monkeypat
     torch.testing.assert_close(fast.read(pixels), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_self_attention_is_the_layer(monkeypatch):
+def test_self_attention_is_the_layer():
     torch.manual_seed(0)
     layer = Layer(64, qk_channels=64, v_channels=64, heads=4).requires_grad_(False)
-    for weight in (layer.attention.query.weight, layer.attention.key.weight):
-        weight.normal_(std=0.5)
     z = torch.randn(2, 300, 64)
     torch.testing.assert_close(self_attend(layer, z), layer(z), rtol=1e-4, atol=1e-4)
-
-    expected = layer(z)
-    monkeypatch.setattr(folded, 'HEADROOM', -88.)               # overflows: the layer itself helps
-    torch.testing.assert_close(self_attend(layer, z), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(Layer, 'forward', lambda *_: 'the layer')
-    assert self_attend(layer, z) == 'the layer'
 
 
 def test_parallel_is_map_and_leaves_threads_alone():

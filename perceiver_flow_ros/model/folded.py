@@ -19,7 +19,6 @@ scores, so constants vanish (encoder) or are chosen so that nothing overflows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 from torch import nn, Tensor
@@ -40,7 +39,7 @@ R = CONTENT             # index of r in a pixel's [r f, r, 1]
 ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the softmax's divisor
 HEADROOM = 20.          # a sample of the scores is shifted this far below 0; exp overflows at 88
 SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
-BLOCK = 128             # latents, or a self-attention head's queries, worked on at a time
+BLOCK = 128             # latents worked on at a time
 
 Queries = Sequence[tuple[int, slice | Tensor]]      # (row, its columns) of the pixels to decode
 
@@ -152,36 +151,22 @@ class Reader(nn.Module):
 
 
 def self_attend(layer: Layer, z: Tensor) -> Tensor:
-    """``layer(z)`` on the CPU, (B, L, D) -> (B, L, D): each head at a time, scores in a cache."""
+    """``layer(z)``, (B, L, D) -> (B, L, D), in parallel over its heads, then over the latents."""
     attention = layer.attention
     x = attention.layernorm1(z)
-    attended = torch.empty_like(z)
     size = z.shape[-1] // attention.heads
 
-    def head(item: tuple[int, int]) -> bool:
-        batch, channels = item[0], slice(item[1] * size, (item[1] + 1) * size)
-        q, k, v = (F.linear(x[batch], projection.weight[channels], projection.bias[channels])
+    def head(i: int) -> Tensor:
+        channels = slice(i * size, (i + 1) * size)
+        q, k, v = (F.linear(x, projection.weight[channels], projection.bias[channels])[:, None]
                    for projection in (attention.query, attention.key, attention.value))
-        q = q / size ** 0.5
-        top = (q @ k[::16].T).amax(1, keepdim=True)                          # of a sample
-        q = torch.cat([q, -top - HEADROOM], dim=1)                           # [q, constant]
-        k = F.pad(k, (0, 1), value=1.)                                       # [k, 1]
-        v = F.pad(v, (0, 1), value=1.).T.contiguous()                        # [v, 1]
-        finite = True
-        for i in range(0, len(q), BLOCK):
-            p = (k @ q[i:i + BLOCK].T).exp_()
-            sums = v @ p
-            attended[batch, i:i + BLOCK, channels] = (sums[:-1] / sums[-1]).T
-            finite &= bool(sums.isfinite().all())
-        return finite
+        return F.scaled_dot_product_attention(q, k, v)[:, 0]
 
     def rest(block: tuple[Tensor, Tensor]) -> Tensor:
         z = block[0] + attention.output(block[1])
         return z + layer.mlp(layer.layernorm(z))
 
-    heads = product(range(len(z)), range(attention.heads))
-    if not all(parallel(head, heads, z.device)):    # a score far above the sample's: never seen
-        return layer(z)
+    attended = torch.cat(parallel(head, range(attention.heads), z.device), dim=-1)
     blocks = zip(z.split(BLOCK, dim=1), attended.split(BLOCK, dim=1), strict=True)
     return torch.cat(parallel(rest, blocks, z.device), dim=1)
 
@@ -253,9 +238,8 @@ class FoldedNetwork(nn.Module):
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> pixels (B, H, W, 66), latents (B, L, D)."""
         pixels = self.preprocess(frames)
         z = torch.stack([self.read(tile) for tile in pixels]).to(self.precision)
-        by_head = z.device.type == 'cpu' and z.dtype == torch.float32
         for layer in self.layers:
-            z = self_attend(layer, z) if by_head else layer(z)
+            z = self_attend(layer, z) if z.device.type == 'cpu' else layer(z)
         return pixels, z.float()
 
     @torch.inference_mode()
