@@ -37,6 +37,14 @@ def truth(network, frames):
         return network(frames)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -49,13 +57,8 @@ def test_parity_with_reference(network, frames, truth):
     torch.testing.assert_close(fast(frames[1:])[0], flow[1], rtol=0, atol=1e-5)
 
 
-def test_parity_holds_with_one_thread(network, frames, truth):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert relative_error(FoldedNetwork(network)(frames[:1]), truth[:1]) < 1e-4
-    finally:
-        torch.set_num_threads(threads)
+def test_parity_holds_with_one_thread(network, frames, truth, one_thread):
+    assert relative_error(FoldedNetwork(network)(frames[:1]), truth[:1]) < 1e-4
 
 
 def test_half_precision_stays_close(network, frames, truth):
@@ -78,7 +81,7 @@ def test_sparse_is_dense_at_those_pixels(network, frames, truth, stride):
     assert relative_error(sparse, truth[1, 1::stride, columns]) < 1e-4
 
 
-def test_work_is_what_is_asked_for(network, frames, monkeypatch):
+def test_work_is_what_is_asked_for(network, frames, monkeypatch, one_thread):
     """Counted: folding saves a third at this size (58 % at full size), a stride the decoding."""
     monkeypatch.setattr(folded, 'parallel', lambda task, items, device: list(map(task, items)))
 
