@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Size = tuple[int, int]       # (height, width)
 Corner = tuple[int, int]     # (y, x) of a tile's first pixel
@@ -52,12 +53,14 @@ def tile_weight(tile: Size, device: torch.device | str = 'cpu') -> Tensor:
 
 
 def tile_queries(corner: Corner, tile: Size, size: Size, stride: int = 1) -> tuple[range, range]:
-    """Rows and columns, counted in the tile, of its pixels on the image's grid [::stride, ::stride].
+    """Rows and columns of a tile, counted in it, that lie on the image's grid [::stride, ::stride].
 
-    None lies outside the image, where a small image was padded. Tiles need not start on a multiple of the stride: each has its own offset to the grid.
+    None lies outside the image, where a small image was padded. A tile need not start on a
+    multiple of the stride: each has its own offset to the grid.
     """
-    return tuple(range(-start % stride, min(n, total - start), stride)
-                 for start, n, total in zip(corner, tile, size))
+    rows, columns = (range(-start % stride, min(n, total - start), stride)
+                     for start, n, total in zip(corner, tile, size))
+    return rows, columns
 
 
 def blend(tiles: Iterable[Tensor], grid: Sequence[Corner], tile: Size, size: Size,
@@ -77,19 +80,16 @@ def blend(tiles: Iterable[Tensor], grid: Sequence[Corner], tile: Size, size: Siz
     -------
     (ceil(H / stride), ceil(W / stride), C) of the tiles' dtype
     """
-    total = weights = None
+    weight = tile_weight(tile)[..., None]
+    total: Tensor | None = None                                # of weighted values and weights
     for corner, values in zip(grid, tiles, strict=True):
         rows, columns = tile_queries(corner, tile, size, stride)
         if total is None:
-            shape = [-(-n // stride) for n in size]
-            weight = tile_weight(tile, values.device).to(values.dtype)[..., None]
-            total = values.new_zeros(*shape, values.shape[-1])
-            weights = values.new_zeros(*shape, 1)
+            weight = weight.to(values)
+            total = values.new_zeros(*(-(-n // stride) for n in size), values.shape[-1] + 1)
         y, x = -(-corner[0] // stride), -(-corner[1] // stride)
-        window = slice(y, y + len(rows)), slice(x, x + len(columns))
         share = weight[rows.start:rows.stop:stride, columns.start:columns.stop:stride]
-        total[window].add_(values * share)
-        weights[window].add_(share)
+        total[y:y + len(rows), x:x + len(columns)] += share * F.pad(values, (0, 1), value=1.)
     if total is None:
         raise ValueError('nothing to blend: the grid has no tiles')
-    return total.div_(weights)
+    return total[..., :-1] / total[..., -1:]

@@ -92,6 +92,12 @@ class Preprocessor(nn.Module):
 class Reader(nn.Module):
     """Encoder cross-attention: latents that read all pixels. Its queries do not depend on them."""
 
+    content: Tensor         # (64, L), (H, L), (W, L): the latents' g_f, A(y), B(x)
+    rows: Tensor
+    columns: Tensor
+    value: Tensor           # (322, D): W_o W_v gamma
+    residual: Tensor        # (L, D): the latents, and what the values' constants add
+
     def __init__(self, latents: Tensor, layer: Layer, positions: Positions):
         super().__init__()
         attention = layer.attention
@@ -174,6 +180,11 @@ def self_attend(layer: Layer, z: Tensor) -> Tensor:
 class Writer(nn.Module):
     """Decoder: pixels that ask all latents, each on its own. `queries` says which pixels."""
 
+    query: Tensor           # (D, 322 + 1): W_q gamma and a constant, over sqrt(D)
+    flow: Tensor            # (2, 322): W_f, in pixels
+    hidden_flow: Tensor     # (2, 322): W_f W_2, in pixels
+    bias: Tensor            # (2,)
+
     def __init__(self, decoder: Decoder, positions: Positions):
         super().__init__()
         layer = decoder.cross_attention
@@ -182,10 +193,9 @@ class Writer(nn.Module):
         self.attention, self.layernorm, self.dense = attention, layer.layernorm, layer.mlp.dense1
         self.positions = positions
 
-        query = attention.query
-        constant = query(beta)[:, None]
-        query = torch.cat([centred(query.weight * gamma), constant], dim=1)
-        self.register_buffer('query', query / query.shape[0] ** 0.5)
+        query = torch.cat([centred(attention.query.weight * gamma),
+                           attention.query(beta)[:, None]], dim=1)
+        self.register_buffer('query', query / len(query) ** 0.5)
 
         final, dense = decoder.final_layer, layer.mlp.dense2
         self.register_buffer('flow', PIXELS * final.weight)

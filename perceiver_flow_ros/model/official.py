@@ -98,12 +98,18 @@ def axis_channels() -> tuple[Tensor, Tensor]:
     """
     bands = torch.arange(BANDS)
     sines, cosines = CONTENT + 2, CONTENT + 2 + 2 * BANDS
-    return tuple(torch.cat([torch.tensor([CONTENT + axis]), sines + axis * BANDS + bands,
-                            cosines + axis * BANDS + bands]) for axis in (0, 1))
+    y, x = (torch.cat([torch.tensor([CONTENT + axis]), sines + axis * BANDS + bands,
+                       cosines + axis * BANDS + bands]) for axis in (0, 1))
+    return y, x
 
 
 class Positions(nn.Module):
     """Fourier features of rows (H, 129) and columns (W, 129), and their channels in a token."""
+
+    rows: Tensor
+    columns: Tensor
+    row_channels: Tensor
+    column_channels: Tensor
 
     def __init__(self, height: int, width: int):
         super().__init__()
