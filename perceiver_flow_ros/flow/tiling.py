@@ -53,7 +53,7 @@ def tile_weight(tile: Size, device: torch.device | str = 'cpu') -> Tensor:
 
 
 def tile_queries(corner: Corner, tile: Size, size: Size, stride: int = 1) -> tuple[range, range]:
-    """Rows and columns of a tile, counted in it, that lie on the image's grid [::stride, ::stride].
+    """Rows and columns of a tile, counted in it, on the image's grid [::stride, ::stride].
 
     None lies outside the image, where a small image was padded. A tile need not start on a
     multiple of the stride: each has its own offset to the grid.
