@@ -288,12 +288,14 @@ class LitePerceiver(nn.Module):
         Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level.
         """
         sizes = pyramid_sizes(*previous.shape[-2:], self.config.smallest)
-        first, second = normalise(previous, current)
+        frames = [torch.cat(normalise(previous, current))]
+        for size in sizes[1:]:  # each level from the last
+            frames.append(F.interpolate(frames[-1], size, mode='bilinear', antialias=True))
         flows: list[Tensor] = []
-        flow = first.new_zeros(len(first), 2, *sizes[-1])
-        for h, w in reversed(sizes[min(finest, len(sizes) - 1):]):
-            a, b = (F.interpolate(f, (h, w), mode='bilinear', antialias=True)
-                    if (h, w) != f.shape[-2:] else f for f in (first, second))
+        flow = previous.new_zeros(len(previous), 2, *sizes[-1])
+        for level in range(len(sizes) - 1, min(finest, len(sizes) - 1) - 1, -1):
+            h, w = sizes[level]
+            a, b = frames[level].chunk(2)
             flow = self.residual(a, b, resize_flow(flow.detach(), h, w))
             flows.append(flow)
         return flows
