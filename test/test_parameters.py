@@ -147,3 +147,11 @@ def test_diagnostics_period(rig):
     assert rig.statuses == {}
     assert rig.set(diagnostics_period=0.05) == ''
     rig.status('flow', 'flows per second')
+
+
+def test_readme_has_every_parameter_and_its_default():
+    readme = (CONFIG.parents[1] / 'README.md').read_text()
+    for setting in SETTINGS:
+        default = str(setting.default)
+        default = default.lower() if isinstance(setting.default, bool) else default
+        assert f'| `{setting.name}` | {default} | {setting.description}' in readme
