@@ -39,7 +39,8 @@ def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, s
             f'image stamps went back by {-gap:.3f} s (a bag that starts again, a reset)',
         )
     if gap > max_gap:
-        return 'gap', f'{gap:.3f} s between two images exceed max_frame_gap ({max_gap:g} s)'
+        text = f'{gap:.3f} s between two images exceed max_frame_gap ({max_gap:g} s)'
+        return 'gap', f'{text}: the camera paused, or the model is slower than that'
     if previous.image.shape != current.image.shape:
         return 'size', f'images changed from {_size(previous.image)} to {_size(current.image)}'
     return None
