@@ -13,9 +13,9 @@ DATA = ROOT.parent / 'shared' / 'data'
 # Before rclpy starts, here and in every process that a test starts.
 os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(ROOT / 'config' / 'fastdds.xml')
 # Before torch starts: on a busy machine its threads would spin while they wait, ten times slower.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(ROOT / 'config' / 'fastdds.xml')
 
 
 def _data(name: str) -> Path:
