@@ -74,7 +74,8 @@ class Features(nn.Module):
 
 def local_contrast(frame: Tensor) -> Tensor:
     """Channels less their local mean: a change of exposure is not motion."""
-    return frame - F.avg_pool2d(frame, 9, 1, 4, count_include_pad=False)
+    lines = F.avg_pool2d(frame, (1, 9), 1, (0, 4), count_include_pad=False)
+    return frame - F.avg_pool2d(lines, (9, 1), 1, (4, 0), count_include_pad=False)
 
 
 def window_mean(x: Tensor, size: int) -> Tensor:
@@ -82,19 +83,22 @@ def window_mean(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
-def matching_cost(previous: Tensor, current: Tensor, radius: int) -> Tensor:
+def matching_cost(first: Tensor, second: Tensor, radius: int) -> Tensor:
     """How badly each displacement explains a token's surroundings, 1 on average.
 
-    Mean absolute difference of grey local contrast over 3x3 tokens, divided by its mean over all
-    displacements (dy, dx) of up to ``radius`` pixels: (B, 3, h, w) -> (B, (2r+1)^2, h/4, w/4).
+    Mean absolute difference of local contrast (B, 1, h, w), grey, over 3x3 tokens, divided by its
+    mean over all displacements (dy, dx) of up to ``radius`` pixels: (B, (2r+1)^2, h/4, w/4).
     """
-    a, b = (local_contrast(f.mean(1, keepdim=True)) for f in (previous, current))
-    h, w = a.shape[-2:]
-    b = F.pad(b, (radius,) * 4, mode='replicate')
-    shifts = range(2 * radius + 1)
-    cost = torch.cat([F.avg_pool2d((a - b[..., y:y + h, x:x + w]).abs_().clamp_(max=1), TOKEN)
-                      for y in shifts for x in shifts], 1)
-    cost = window_mean(cost, 3)
+    h, w = first.shape[-2:]
+    size = 2 * radius + 1
+    second = F.pad(second, (radius,) * 4, mode='replicate')[:, 0]
+    rows = []
+    for y in range(size):
+        shifted = second[:, y:y + h].unfold(2, w, 1).transpose(1, 2)  # (B, 2r+1, h, w), a view
+        difference = (first - shifted).abs_().clamp_(max=1)
+        lines = difference.unflatten(2, (-1, TOKEN)).mean(3)
+        rows.append(lines.unflatten(3, (-1, TOKEN)).mean(4))
+    cost = window_mean(torch.cat(rows, 1), 3)
     return cost / (cost.mean(1, keepdim=True) + 0.02)
 
 
@@ -114,14 +118,13 @@ def best_match(cost: Tensor, radius: int, price: float = 0.03, sharpness: float 
     return torch.einsum('bkhw,ck->bchw', likely, moves)
 
 
-def lucas_kanade(previous: Tensor, current: Tensor) -> Tensor:
+def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     """Least-squares motion of every token's surroundings, the classical answer for small motion.
 
     The normal equations G u = -b of Lucas and Kanade (1981), with G and b summed over a token and
-    its 3x3, and its 7x7, neighbours. Frames (B, 3, h, w) -> (B, 8, h/4, w/4): for both windows u
-    in pixels (2 channels), then for both the logarithms of G's determinant and trace.
+    its 3x3, and its 7x7, neighbours. Local contrast (B, 3, h, w) -> (B, 8, h/4, w/4): for both
+    windows u in pixels (2 channels), then for both the logarithms of G's determinant and trace.
     """
-    first, second = local_contrast(previous), local_contrast(current)
     mean = F.pad((first + second) / 2, (1, 1, 1, 1), mode='replicate')
     dx = (mean[:, :, 1:-1, 2:] - mean[:, :, 1:-1, :-2]) / 2
     dy = (mean[:, :, 2:, 1:-1] - mean[:, :, :-2, 1:-1]) / 2
@@ -242,9 +245,10 @@ class LitePerceiver(nn.Module):
         """
         # Preprocess: what matching says, then what the gradients say, then what they leave open.
         batch, _, h, w = flow.shape
-        before, coarse, cost = self.measure(previous, current, flow)
+        contrast = local_contrast(previous)
+        before, coarse, cost = self.measure(contrast, current, flow)
         warped = warp(current, spread(coarse))
-        gradient = lucas_kanade(previous, warped)
+        gradient = lucas_kanade(contrast, local_contrast(warped))
         detail = coarse - window_mean(coarse, 5)
         x = torch.cat([self.features(previous, warped), cost, gradient,
                        (coarse - before).clamp(-8, 8) / 2, detail.clamp(-8, 8) / 2], 1)
@@ -267,12 +271,17 @@ class LitePerceiver(nn.Module):
         return convex_upsample(coarse + residual, self.mask(hidden))
 
     @torch.no_grad()
-    def measure(self, previous: Tensor, current: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
-        """Flow at the tokens as it came and after matching and Lucas-Kanade, and the costs."""
+    def measure(self, contrast: Tensor, current: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
+        """Flow at the tokens as it came and after matching and Lucas-Kanade, and the costs.
+
+        ``contrast``: of the previous frame, (B, 3, h, w).
+        """
         before = F.avg_pool2d(flow, TOKEN)
-        cost = matching_cost(previous, warp(current, spread(before)), self.config.radius)
+        grey = warp(current.mean(1, keepdim=True), spread(before))
+        cost = matching_cost(contrast.mean(1, keepdim=True), local_contrast(grey),
+                             self.config.radius)
         coarse = median(before + best_match(cost, self.config.radius))
-        gradient = lucas_kanade(previous, warp(current, spread(coarse)))
+        gradient = lucas_kanade(contrast, local_contrast(warp(current, spread(coarse))))
         return before, median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
 
     def forward(self, previous: Tensor, current: Tensor, finest: int = 0) -> list[Tensor]:
