@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official network on a GPU: the folded mathematics with one kernel per cross-attention.
+
+Same interface and the same three facts as `folded.FoldedNetwork`. In half precision the
+operands of all matrix products are halves, while sums, softmax, LayerNorm and the latents between
+the layers stay in float32. Nothing here waits for the GPU or depends on values, so a whole pair
+can be captured in a CUDA graph. Importing this needs Triton.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+import triton
+
+from perceiver_flow_ros.model import kernels
+from perceiver_flow_ros.model.folded import centred, Queries
+from perceiver_flow_ros.model.official import (
+    CONTENT,
+    OfficialNetwork,
+    PATCH,
+    PIXELS,
+    Positions,
+    TOKEN,
+)
+from perceiver_flow_ros.model.perceiver import Decoder, Layer
+
+VALUE, HIDDEN = kernels.VALUE.value, kernels.HIDDEN.value
+LOG2E = math.log2(math.e)             # scores are in units of log 2: GPUs have 2^x, not e^x
+PROGRAMS = 768          # that a cross-attention should have at least, to fill a large GPU evenly
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes of what a program works on; ``options`` are Triton's num_warps and num_stages."""
+
+    read: tuple[int, int]           # latents, columns
+    read_options: dict[str, int]
+    write: tuple[int, int, int]     # rows, columns (of queries), latents
+    write_options: dict[str, int]
+
+
+FULL, HALF = 'full', 'half'
+# Chosen by what the compiler says for compute capability 9.0: no or hardly any spilled registers.
+# SMALL is for GPUs with about 100 KB of shared memory per program (GeForce).
+LARGE = {
+    HALF: Blocks((64, 64), {'num_warps': 4, 'num_stages': 3},
+                 (8, 16, 64), {'num_warps': 8, 'num_stages': 2}),
+    FULL: Blocks((64, 32), {'num_warps': 4, 'num_stages': 2},
+                 (8, 8, 32), {'num_warps': 8, 'num_stages': 2}),
+}
+SMALL = {
+    HALF: Blocks((64, 32), {'num_warps': 4, 'num_stages': 2},
+                 (8, 8, 32), {'num_warps': 8, 'num_stages': 2}),
+    FULL: Blocks((32, 32), {'num_warps': 4, 'num_stages': 1},
+                 (8, 4, 16), {'num_warps': 8, 'num_stages': 1}),
+}
+
+
+def blocks_for(device: torch.device, dtype: torch.dtype) -> Blocks:
+    """Look up the sizes for a device and precision."""
+    table = LARGE
+    if device.type == 'cuda':
+        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        table = LARGE if shared >= 160 * 1024 else SMALL
+    return table[FULL if dtype == torch.float32 else HALF]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What is kept of the pixels of tiles: a sequence of tiles, or one where there is no B."""
+
+    content: Tensor     # f, (B, H, W, 64), in the network's precision
+    rstd: Tensor        # r, (B, H, W) float32
+
+    def __getitem__(self, tile: int | slice | None) -> Pixels:
+        return Pixels(self.content[tile], self.rstd[tile])
+
+    def __len__(self) -> int:
+        return len(self.rstd)
+
+
+class CudaNetwork:
+    """An `OfficialNetwork`, folded, on its device, in any precision, for inference only."""
+
+    @torch.no_grad()
+    def __init__(self, network: OfficialNetwork, precision: torch.dtype = torch.float32,
+                 blocks: Blocks | None = None):
+        self.config, self.precision = network.config, precision
+        self.device = network.latents.device
+        self.blocks = blocks or blocks_for(self.device, precision)
+        self.product = kernels.product_of(precision)
+        self._prepare_pixels(network.content, network.positions)
+        encoder, decoder = network.encoder, network.decoder
+        self._prepare_reader(network.latents, encoder.cross_attention, network.positions)
+        self.layers = [self._prepare_layer(layer) for layer in encoder.self_attends]
+        self._prepare_writer(decoder, network.positions)
+
+    # Weights, once
+
+    def _prepare_pixels(self, content: nn.Linear, positions: Positions) -> None:
+        self.patch_weight = F.pad(content.weight.T / 255, (0, 0, 0, 64 - PATCH))
+        self.patch_bias = content.bias.contiguous()
+        self.sums, self.squares = (
+            (positions.rows ** power).sum(1)[:, None] + (positions.columns ** power).sum(1)
+            for power in (1, 2))
+
+    def _prepare_reader(self, latents: Tensor, layer: Layer, positions: Positions) -> None:
+        attention = layer.attention
+        gamma, beta = attention.layernorm2.weight, attention.layernorm2.bias
+        query = attention.query(attention.layernorm1(latents)) * (LOG2E / TOKEN ** 0.5)
+        g = expand(centred(query @ attention.key.weight * gamma).T, positions)
+        content, rows, columns = g.split((CONTENT, *self.config.train_size))
+        self.content = content.T.to(self.precision).contiguous()                    # (L, 64)
+        self.rows, self.columns = rows.contiguous(), columns.T.contiguous()   # (H, L), (L, W)
+
+        value = attention.output.weight @ centred(attention.value.weight * gamma)
+        self.mix = expand(value.T, positions).to(self.precision)
+        self.residual = latents + attention.output(attention.value(beta))
+        self.read_mlp = self._prepare_mlp(layer)
+
+    def _prepare_layer(self, layer: Layer) -> dict[str, object]:
+        attention = layer.attention
+        projections = (attention.query, attention.key, attention.value)
+        return {'heads': attention.heads, 'norm': norm_of(attention.layernorm1),
+                'qkv': (torch.cat([p.weight for p in projections]).to(self.precision),
+                        torch.cat([p.bias for p in projections]).to(self.precision)),
+                'output': self._linear(attention.output), **self._prepare_mlp(layer)}
+
+    def _prepare_mlp(self, layer: Layer) -> dict[str, object]:
+        return {'mlp_norm': norm_of(layer.layernorm), 'dense1': self._linear(layer.mlp.dense1),
+                'dense2': self._linear(layer.mlp.dense2)}
+
+    def _prepare_writer(self, decoder: Decoder, positions: Positions) -> None:
+        layer, final = decoder.cross_attention, decoder.final_layer
+        attention, norm, mlp = layer.attention, layer.layernorm, layer.mlp
+        gamma, beta = attention.layernorm1.weight, attention.layernorm1.bias
+        self.write_norm = norm_of(attention.layernorm2)
+
+        # [H_f; C; D; e] = query^T (W_k z + b_k)
+        query = torch.cat([expand(centred(attention.query.weight * gamma).T, positions),
+                           attention.query(beta)[None]])                            # (929, D)
+        query = query * (LOG2E / query.shape[1] ** 0.5)
+        self.key_weight = (query @ attention.key.weight).contiguous()
+        self.key_bias = (query @ attention.key.bias)[:, None]
+
+        # W_o (W_v z + b_v) + b_o, 322 channels, and a 1 after them
+        spare, spare_hidden = VALUE - TOKEN, HIDDEN - TOKEN
+        weight = attention.output.weight @ attention.value.weight
+        bias = F.pad(attention.output(attention.value.bias), (0, spare))
+        bias[TOKEN] = 1
+        self.value = (F.pad(weight, (0, 0, 0, spare)).to(self.precision),
+                      bias.to(self.precision))
+
+        # LayerNorm's gamma and beta move into the MLP, the last layers become one
+        dense, bias = mlp.dense1.weight * norm.weight, mlp.dense1(norm.bias)
+        self.dense = F.pad(dense.T, (0, spare_hidden, 0, spare)).to(self.precision).contiguous()
+        self.dense_bias = F.pad(bias, (0, spare_hidden))
+        self.flow = F.pad(PIXELS * final.weight, (0, spare))
+        self.hidden_flow = F.pad(PIXELS * final.weight @ mlp.dense2.weight, (0, spare_hidden))
+        self.flow_bias = PIXELS * final(mlp.dense2.bias)
+
+    def _linear(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        return layer.weight.to(self.precision), layer.bias.to(self.precision)
+
+    # Frames -> pixels and latents
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor, corners: Tensor | None = None) -> tuple[Pixels, Tensor]:
+        """Look at tiles.
+
+        Parameters
+        ----------
+        frames : (B, 2, H, W, 3) RGB, 0 to 255, uint8 or float32, on the device
+            Tiles; or, with corners, one image of any size, B = 1.
+        corners : (T, 2) int32
+            (y, x) of the tiles' first pixels in the image. Beyond its end its last row and column
+            go on.
+
+        Returns
+        -------
+        `Pixels` of the tiles, latents (T, L, D) float32
+        """
+        pixels = self.preprocess(frames, corners)
+        return pixels, self.process(self.read(pixels))
+
+    def preprocess(self, frames: Tensor, corners: Tensor | None = None) -> Pixels:
+        """As `encode`, only the pixels."""
+        height, width = self.config.train_size
+        frames = frames.contiguous()
+        if corners is None:
+            corners = frames.new_zeros(len(frames), 2, dtype=torch.int32)
+        tiles = len(corners)
+        content = torch.empty(tiles, height, width, CONTENT, dtype=self.precision,
+                              device=self.device)
+        rstd = torch.empty(tiles, height, width, device=self.device)
+        block = 64
+        kernels.preprocess_kernel[triton.cdiv(width, block), height, tiles](
+            frames, corners, self.patch_weight, self.patch_bias, self.sums, self.squares, content,
+            rstd, *frames.shape[2:4], frames[0].numel() if len(frames) > 1 else 0, height, width,
+            BLOCK=block, PRECISION=kernels.product_of(torch.float32), num_warps=4)
+        return Pixels(content, rstd)
+
+    def read(self, pixels: Pixels) -> Tensor:
+        """``pixels`` of B tiles -> means of [p r f, row sums, column sums], (B, L, 64 + H + W)."""
+        tiles, height, width = pixels.rstd.shape
+        latents = len(self.residual)
+        block_l, block_x = self.blocks.read
+        stripes = triton.cdiv(width, block_x)
+        programs = triton.cdiv(latents, block_l) * stripes * tiles
+        splits = min(height, triton.cdiv(PROGRAMS, programs))
+        splits = triton.cdiv(height, triton.cdiv(height, splits))                   # none empty
+
+        def new(*shape: int) -> Tensor:
+            return torch.empty(shape, device=self.device)
+
+        parts = (new(tiles, splits, stripes, latents), new(tiles, splits, stripes, latents),
+                 new(tiles, splits, stripes, latents, CONTENT),
+                 new(tiles, splits, latents, width),
+                 new(tiles, stripes, height, latents), new(tiles, stripes, height, latents))
+        kernels.read_kernel[triton.cdiv(latents, block_l), stripes, tiles * splits](
+            pixels.content, pixels.rstd, self.content, self.rows, self.columns, *parts,
+            latents, height, width, splits, triton.cdiv(height, splits),
+            BLOCK_L=block_l, BLOCK_X=block_x, PRECISION=self.product, **self.blocks.read_options)
+
+        means = torch.empty(tiles, latents, CONTENT + height + width, dtype=self.precision,
+                            device=self.device)
+        block_l, block = 32, 64
+        chunks = 1 + triton.cdiv(height, block) + triton.cdiv(width, block)
+        kernels.combine_kernel[triton.cdiv(latents, block_l), chunks, tiles](
+            *parts, means, latents, height, width, splits, stripes,
+            BLOCK_L=block_l, BLOCK_X=block_x, BLOCK=block, num_warps=4)
+        return means
+
+    def process(self, means: Tensor) -> Tensor:
+        """What was read, (B, L, 64 + H + W) -> latents (B, L, D) float32, after all layers."""
+        z = self.residual.repeat(len(means), 1, 1)
+        y = self._mlp(z, means @ self.mix, self.read_mlp)
+        for layer in self.layers:
+            x = self.add_norm(z, y, *layer['norm'])
+            qkv = F.linear(x, *layer['qkv']).unflatten(-1, (3, layer['heads'], -1))
+            attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+            y = F.linear(attended.transpose(1, 2).flatten(2), *layer['output'])
+            y = self._mlp(z, y, layer)
+        return z.add_(y)
+
+    def _mlp(self, z: Tensor, y: Tensor, layer: dict[str, object]) -> Tensor:
+        """Do z += y; give what the MLP then adds."""
+        x = self.add_norm(z, y, *layer['mlp_norm'])
+        return F.linear(F.gelu(F.linear(x, *layer['dense1'])), *layer['dense2'])
+
+    def add_norm(self, z: Tensor, y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """Add y to z (..., D) float32, in place; LayerNorm of that in the network's precision."""
+        x = torch.empty_like(z, dtype=self.precision)
+        channels = z.shape[-1]
+        kernels.add_norm_kernel[z.numel() // channels,](
+            z, y, gamma, beta, x, channels, BLOCK=triton.next_power_of_2(channels), num_warps=2)
+        return x
+
+    # Latents and queries -> flow
+
+    @torch.inference_mode()
+    def answers(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What latents (B, L, D) answer with: keys, keys in float32, values.
+
+        Keys are rows of (B, ..., L): content, C, D, then in half precision what is missing of C
+        and D, or in float32 e.
+        """
+        z = F.layer_norm(z, z.shape[-1:], *self.write_norm)
+        weight = self.key_weight.expand(len(z), -1, -1)
+        exact = torch.baddbmm(self.key_bias, weight, z.transpose(1, 2))
+        values = F.linear(z.to(self.precision), *self.value)
+        if self.precision == torch.float32:
+            return exact, exact, values
+        keys = exact[:, :-1].to(self.precision)
+        missing = exact[:, CONTENT:-1] - keys[:, CONTENT:]
+        return torch.cat([keys, missing.to(self.precision)], 1), exact, values
+
+    @torch.inference_mode()
+    def decode_grid(self, pixels: Pixels, z: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+        """Flow of all pairs of rows and columns.
+
+        ``pixels``, ``z``: of B tiles; ``ys``: (B, R), ``xs``: (B, C) int32, negative ones are left
+        out -> (B, R, C, 2) float32, pixels; undefined where left out.
+        """
+        return self._write(pixels, z, ys, xs, True)
+
+    @torch.inference_mode()
+    def decode_points(self, pixels: Pixels, z: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+        """As `decode_grid`, of points (ys, xs), (B, N) int32 each -> (B, N, 2)."""
+        return self._write(pixels, z, ys, xs, False)
+
+    def _write(self, pixels: Pixels, z: Tensor, ys: Tensor, xs: Tensor, grid: bool) -> Tensor:
+        tiles, height, width = pixels.rstd.shape
+        rows, columns, block_l = self.blocks.write
+        if grid:
+            flow = torch.empty(*ys.shape, xs.shape[1], 2, device=self.device)
+            programs = triton.cdiv(ys.shape[1], rows) * triton.cdiv(xs.shape[1], columns)
+        else:
+            flow = torch.empty(*ys.shape, 2, device=self.device)
+            programs = triton.cdiv(ys.shape[1], rows * columns)
+        if not flow.numel():
+            return flow
+        keys, exact, values = self.answers(z)
+        kernels.write_kernel[programs, tiles](
+            pixels.content, pixels.rstd, keys, exact, values, ys, xs, self.dense, self.dense_bias,
+            self.flow, self.hidden_flow, self.flow_bias, flow, z.shape[1], height, width,
+            ys.shape[1], xs.shape[1], ROWS=rows, COLUMNS=columns, GRID=grid,
+            SPLIT=self.precision != torch.float32, BLOCK_L=block_l, BLOCK_H=64,
+            PRECISION=self.product, **self.blocks.write_options)
+        return flow
+
+    def decode(self, pixels: Pixels, z: Tensor, queries: Queries) -> list[Tensor]:
+        """Flow of one tile, as `FoldedNetwork.decode`."""
+        every = torch.arange(pixels.rstd.shape[1])
+        columns = [every[x] for _, x in queries]
+        counts = [len(x) for x in columns]
+        rows = torch.tensor([y for y, _ in queries]).repeat_interleave(torch.tensor(counts))
+        return list(self.decode_at(pixels, z, rows, torch.cat(columns)).split(counts))
+
+    def decode_at(self, pixels: Pixels, z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Flow (N, 2) of one tile at its pixels (y, x), (N,) each, in any order."""
+        ys, xs = (i.to(self.device, torch.int32)[None].contiguous() for i in (y, x))
+        return self.decode_points(pixels[None], z[None], ys, xs)[0]
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> flow (B, H, W, 2), pixels."""
+        pixels, z = self.encode(frames)
+        ys, xs = (torch.arange(n, dtype=torch.int32, device=self.device).repeat(len(z), 1)
+                  for n in self.config.train_size)
+        return self.decode_grid(pixels, z, ys, xs)
+
+
+def norm_of(layer: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a LayerNorm."""
+    return layer.weight, layer.bias
+
+
+def expand(g: Tensor, positions: Positions) -> Tensor:
+    """Rows g (322, n), one a channel of a token -> (64 + H + W, n): content, A(y), B(x)."""
+    return torch.cat([g[:CONTENT], positions.rows @ g[positions.row_channels],
+                      positions.columns @ g[positions.column_channels]])
