@@ -122,10 +122,10 @@ def test_scores_far_above_the_sample_are_found(network, frames, truth, monkeypat
     fast = FoldedNetwork(network)
     pixels = fast.preprocess(frames)[0]
     expected = fast.read(pixels)
-    monkeypatch.setattr(folded, 'HEADROOM', -84.)
+    monkeypatch.setattr(folded, 'HEADROOM', -122.)
     monkeypatch.setattr(folded, 'SAMPLES', (36,))
     assert not fast.read(pixels).isfinite().all()
-    monkeypatch.setattr(folded, 'HEADROOM', -70.)
+    monkeypatch.setattr(folded, 'HEADROOM', -101.)
     monkeypatch.setattr(folded, 'SAMPLES', (36, 1))
     torch.testing.assert_close(fast.read(pixels), expected, rtol=1e-3, atol=1e-4)
 

@@ -19,6 +19,7 @@ scores, so constants vanish (encoder) or are chosen so that nothing overflows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 
 import torch
 from torch import nn, Tensor
@@ -37,7 +38,8 @@ from perceiver_flow_ros.model.perceiver import Decoder, Layer
 
 R = CONTENT             # index of r in a pixel's [r f, r, 1]
 ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the softmax's divisor
-HEADROOM = 20.          # a sample of the scores is shifted this far below 0; exp overflows at 88
+LOG2E = math.log2(math.e)
+HEADROOM = 30.          # a sample of the scores is shifted this far below 0; exp2 overflows at 128
 SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
 BLOCK = 128             # latents worked on at a time
 
@@ -78,14 +80,15 @@ class Preprocessor(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> (B, H, W, 66)."""
-        f = self.content(patches(frames))
+        both = patches(frames)
+        pixels = both.new_ones(*both.shape[:-1], ONE + 1)
+        f = pixels.view(-1, ONE + 1)[:, :CONTENT]
+        torch.addmm(self.content.bias, both.flatten(0, -2), self.content.weight.T, out=f)
+        f = pixels[..., :CONTENT]
         mean = (f.sum(-1) + self.sum) / TOKEN
-        variance = (f.square().sum(-1) + self.square) / TOKEN - mean.square()
-        r = (variance + 1e-5).rsqrt()[..., None]
-        pixels = f.new_empty(*f.shape[:-1], ONE + 1)
-        torch.mul(f, r, out=pixels[..., :CONTENT])
-        pixels[..., R:ONE] = r
-        pixels[..., ONE] = 1
+        square = torch.linalg.vector_norm(f, dim=-1).square() + self.square
+        pixels[..., R] = (square / TOKEN - mean.square() + 1e-5).rsqrt()
+        f *= pixels[..., R:ONE]
         return pixels
 
 
@@ -104,7 +107,7 @@ class Reader(nn.Module):
         gamma, beta = attention.layernorm2.weight, attention.layernorm2.bias
         self.layer, self.positions = layer, positions
 
-        query = attention.query(attention.layernorm1(latents)) / TOKEN ** 0.5
+        query = attention.query(attention.layernorm1(latents)) * (LOG2E / TOKEN ** 0.5)
         content, rows, columns = split(centred(query @ attention.key.weight * gamma), positions)
         self.register_buffer('content', content)
         self.register_buffer('rows', rows)
@@ -144,7 +147,7 @@ class Reader(nn.Module):
             total = pixels.new_zeros(ONE + 1, n)
             by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
             for y in range(height):
-                p = scores(y).exp_()
+                p = scores(y).exp2_()               # CPUs do it faster than exp
                 torch.mm(pixels[y].T, p, out=sums)                           # sum_x p [r f, r, 1]
                 total += sums
                 by_row[y] = sums[R]
@@ -157,24 +160,30 @@ class Reader(nn.Module):
 
 
 def self_attend(layer: Layer, z: Tensor) -> Tensor:
-    """``layer(z)``, (B, L, D) -> (B, L, D), in parallel over its heads, then over the latents."""
+    """``layer(z)``, (B, L, D) -> (B, L, D), in parallel over the latents and over the heads."""
     attention = layer.attention
-    x = attention.layernorm1(z)
-    size = z.shape[-1] // attention.heads
+    projections = attention.query, attention.key, attention.value
+    q, k, v, attended, out = (torch.empty_like(z) for _ in range(5))
+    blocks = [slice(i, i + BLOCK) for i in range(0, z.shape[1], BLOCK)]
+    heads = torch.arange(z.shape[-1]).chunk(attention.heads)
 
-    def head(i: int) -> Tensor:
-        channels = slice(i * size, (i + 1) * size)
-        q, k, v = (F.linear(x, projection.weight[channels], projection.bias[channels])[:, None]
-                   for projection in (attention.query, attention.key, attention.value))
-        return F.scaled_dot_product_attention(q, k, v)[:, 0]
+    def project(block: slice) -> None:
+        x = attention.layernorm1(z[:, block])
+        for projected, projection in zip((q, k, v), projections, strict=True):
+            projected[:, block] = projection(x)
 
-    def rest(block: tuple[Tensor, Tensor]) -> Tensor:
-        z = block[0] + attention.output(block[1])
-        return z + layer.mlp(layer.layernorm(z))
+    def attend(head: Tensor) -> None:
+        channels = slice(head[0], head[-1] + 1)
+        attended[..., channels] = F.scaled_dot_product_attention(
+            *(x[:, None, :, channels] for x in (q, k, v)))[:, 0]
 
-    attended = torch.cat(parallel(head, range(attention.heads), z.device), dim=-1)
-    blocks = zip(z.split(BLOCK, dim=1), attended.split(BLOCK, dim=1), strict=True)
-    return torch.cat(parallel(rest, blocks, z.device), dim=1)
+    def rest(block: slice) -> None:
+        x = z[:, block] + attention.output(attended[:, block])
+        out[:, block] = x + layer.mlp(layer.layernorm(x))
+
+    for task, items in ((project, blocks), (attend, heads), (rest, blocks)):
+        parallel(task, items, z.device)
+    return out
 
 
 class Writer(nn.Module):
@@ -208,16 +217,14 @@ class Writer(nn.Module):
         keys = self.attention.key(z) @ self.query                            # (L, 322 + 1)
         content, rows, columns = split(keys[:, :-1], self.positions)
         constant = keys[:, -1:].T
-        value = F.pad(self.attention.output(self.attention.value(z)), (0, 1), value=1.)
+        value = F.pad(self.attention.output(self.attention.value(z)), (0, -TOKEN % 16))
 
         def answer(query: tuple[int, slice | Tensor]) -> Tensor:
             y, x = query
             asking = pixels[y, x]                                            # (n, 66)
             weight = torch.cat([content, rows[y, None], constant])          # [g_f; A(y); c]
             scores = torch.mul(columns[x], asking[:, R, None]).addmm_(asking, weight)
-            p = scores.sub_(scores.amax(1, keepdim=True)).exp_()
-            sums = p @ value
-            o = sums[:, :-1] / sums[:, -1:]
+            o = (torch.softmax(scores, 1, out=scores) @ value)[:, :TOKEN]
             hidden = F.gelu(self.dense(self.layernorm(o)))
             return F.linear(o, self.flow, self.bias) + F.linear(hidden, self.hidden_flow)
 
