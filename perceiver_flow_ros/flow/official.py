@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
+import warnings
 
 import numpy as np
 import torch
@@ -22,7 +24,11 @@ from perceiver_flow_ros.flow.tiling import (
     tile_weight,
 )
 from perceiver_flow_ros.model.folded import FoldedNetwork
+from perceiver_flow_ros.model.official import OfficialNetwork
 from perceiver_flow_ros.model.weights import load_official
+
+if TYPE_CHECKING:
+    from perceiver_flow_ros.flow.official_cuda import CudaFlow
 
 OVERLAP = 20            # least overlap of tiles, pixels, as in the reference
 
@@ -35,7 +41,8 @@ class OfficialEstimator:
     ----------
     weights : folder, file or Hugging Face id, see `model.weights.load_official`.
     device : ``'cpu'``, ``'cuda:0'``.
-    precision : of the self-attention layers; the cross-attentions stay in float32.
+    precision : of the matrix products; on the CPU of the self-attention layers only. `'auto'` is
+        float32 on the CPU, on CUDA see `official_cuda.pick_network`.
     tiling : ``'tile'``: windows of the training size, blended; ``'resize'``: the whole image
         resized to it, and the flow scaled back.
     query_stride : flow is decoded at the pixels [::query_stride, ::query_stride] only.
@@ -52,16 +59,23 @@ class OfficialEstimator:
 
     def __init__(self, weights: str | Path, *, device: str = 'cpu', precision: str = 'float32',
                  tiling: str = 'tile', query_stride: int = 1, allow_download: bool = False):
-        self.device, self.precision, self.query_stride = device, precision, query_stride
-        self.tiling = tiling
+        self.device, self.query_stride, self.tiling = device, query_stride, tiling
         network = load_official(weights, allow_download)
         self.size = network.config.train_size
-        self._network = FoldedNetwork(network, getattr(torch, precision)).to(device)
+        self._cuda = load_cuda(network.to(device), precision, tiling, query_stride)
+        if self._cuda:
+            self.precision = str(self._cuda.network.precision).removeprefix('torch.')
+            return
+        self.precision = 'float32' if precision == 'auto' else precision
+        self._network = FoldedNetwork(network, getattr(torch, self.precision)).to(device)
         self._batch = 1 if device == 'cpu' else 4
 
     @torch.inference_mode()
     def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Estimate the flow on the query grid: (ceil(H/s), ceil(W/s), 2) float32 pixels."""
+        check_pair(previous, current)
+        if self._cuda:
+            return self._cuda(as_rgb(previous), as_rgb(current))
         frames = self._frames(previous, current)
         if self.tiling == 'resize':
             y, x = (torch.arange(0, n, self.query_stride) for n in frames.shape[1:3])
@@ -71,13 +85,15 @@ class OfficialEstimator:
     @torch.inference_mode()
     def at(self, previous: np.ndarray, current: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Decode the flow at pixels (N, 2) (x, y), whole numbers: (N, 2) float32 pixels."""
+        check_pair(previous, current)
+        x, y = check_points(points, previous.shape[:2]).T
+        if self._cuda:
+            return self._cuda.at(as_rgb(previous), as_rgb(current), y, x)
         frames = self._frames(previous, current)
-        x, y = check_points(points, frames.shape[1:3]).T
         estimate = self._resized if self.tiling == 'resize' else self._tiled_at
         return estimate(frames, y, x).cpu().numpy()
 
     def _frames(self, previous: np.ndarray, current: np.ndarray) -> Tensor:
-        check_pair(previous, current)
         pair = np.stack([as_rgb(previous), as_rgb(current)])
         return torch.from_numpy(pair).to(self.device)                       # (2, H, W, 3) uint8
 
@@ -157,3 +173,28 @@ def check_points(points: np.ndarray, size: tuple[int, int]) -> Tensor:
     if not ((points >= 0) & (points < (width, height)) & (points % 1 == 0)).all():
         raise ValueError(f'points must be whole pixels (x, y) of the {width}x{height} image')
     return torch.from_numpy(points.astype(np.int64))
+
+
+def load_cuda(network: OfficialNetwork, precision: str, tiling: str,
+              query_stride: int) -> CudaFlow | None:
+    """Make the estimator of a network on a GPU with fused kernels; None where they cannot run."""
+    device = network.latents.device
+    if device.type != 'cuda':
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        reason = 'they need compute capability 8.0'
+    else:
+        try:
+            from triton import TritonError
+
+            from perceiver_flow_ros.flow import official_cuda
+        except ImportError as error:
+            reason = f'they need Triton ({error})'
+        else:
+            try:
+                chosen = official_cuda.pick_network(network, precision)
+                return official_cuda.CudaFlow(chosen, tiling, query_stride)
+            except TritonError as error:
+                reason = f'{type(error).__name__}: {error}'
+    warnings.warn(f'no fused kernels, so the GPU is several times slower: {reason}', stacklevel=3)
+    return None

@@ -80,12 +80,11 @@ def blend(tiles: Iterable[Tensor], grid: Sequence[Corner], tile: Size, size: Siz
     -------
     (ceil(H / stride), ceil(W / stride), C) of the tiles' dtype
     """
-    weight = tile_weight(tile)[..., None]
     total: Tensor | None = None                                # of weighted values and weights
     for corner, values in zip(grid, tiles, strict=True):
         rows, columns = tile_queries(corner, tile, size, stride)
         if total is None:
-            weight = weight.to(values)
+            weight = tile_weight(tile, values.device)[..., None].to(values.dtype)
             total = values.new_zeros(*(-(-n // stride) for n in size), values.shape[-1] + 1)
         y, x = -(-corner[0] // stride), -(-corner[1] // stride)
         share = weight[rows.start:rows.stop:stride, columns.start:columns.stop:stride]

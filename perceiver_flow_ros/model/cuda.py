@@ -8,16 +8,15 @@ can be captured in a CUDA graph. Importing this needs Triton.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-import triton
 
-from perceiver_flow_ros.model import kernels
+from perceiver_flow_ros.model import launch
 from perceiver_flow_ros.model.folded import centred, Queries
+from perceiver_flow_ros.model.launch import Blocks, HIDDEN, Pixels, VALUE
 from perceiver_flow_ros.model.official import (
     CONTENT,
     OfficialNetwork,
@@ -28,59 +27,7 @@ from perceiver_flow_ros.model.official import (
 )
 from perceiver_flow_ros.model.perceiver import Decoder, Layer
 
-VALUE, HIDDEN = kernels.VALUE.value, kernels.HIDDEN.value
 LOG2E = math.log2(math.e)             # scores are in units of log 2: GPUs have 2^x, not e^x
-PROGRAMS = 768          # that a cross-attention should have at least, to fill a large GPU evenly
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Sizes of what a program works on; ``options`` are Triton's num_warps and num_stages."""
-
-    read: tuple[int, int]           # latents, columns
-    read_options: dict[str, int]
-    write: tuple[int, int, int]     # rows, columns (of queries), latents
-    write_options: dict[str, int]
-
-
-FULL, HALF = 'full', 'half'
-# Chosen by what the compiler says for compute capability 9.0: no or hardly any spilled registers.
-# SMALL is for GPUs with about 100 KB of shared memory per program (GeForce).
-LARGE = {
-    HALF: Blocks((64, 64), {'num_warps': 4, 'num_stages': 3},
-                 (8, 16, 64), {'num_warps': 8, 'num_stages': 2}),
-    FULL: Blocks((64, 32), {'num_warps': 4, 'num_stages': 2},
-                 (8, 8, 32), {'num_warps': 8, 'num_stages': 2}),
-}
-SMALL = {
-    HALF: Blocks((64, 32), {'num_warps': 4, 'num_stages': 2},
-                 (8, 8, 32), {'num_warps': 8, 'num_stages': 2}),
-    FULL: Blocks((32, 32), {'num_warps': 4, 'num_stages': 1},
-                 (8, 4, 16), {'num_warps': 8, 'num_stages': 1}),
-}
-
-
-def blocks_for(device: torch.device, dtype: torch.dtype) -> Blocks:
-    """Look up the sizes for a device and precision."""
-    table = LARGE
-    if device.type == 'cuda':
-        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-        table = LARGE if shared >= 160 * 1024 else SMALL
-    return table[FULL if dtype == torch.float32 else HALF]
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """What is kept of the pixels of tiles: a sequence of tiles, or one where there is no B."""
-
-    content: Tensor     # f, (B, H, W, 64), in the network's precision
-    rstd: Tensor        # r, (B, H, W) float32
-
-    def __getitem__(self, tile: int | slice | None) -> Pixels:
-        return Pixels(self.content[tile], self.rstd[tile])
-
-    def __len__(self) -> int:
-        return len(self.rstd)
 
 
 class CudaNetwork:
@@ -91,8 +38,7 @@ class CudaNetwork:
                  blocks: Blocks | None = None):
         self.config, self.precision = network.config, precision
         self.device = network.latents.device
-        self.blocks = blocks or blocks_for(self.device, precision)
-        self.product = kernels.product_of(precision)
+        self.blocks = blocks or launch.blocks_for(precision)
         self._prepare_pixels(network.content, network.positions)
         encoder, decoder = network.encoder, network.decoder
         self._prepare_reader(network.latents, encoder.cross_attention, network.positions)
@@ -102,11 +48,10 @@ class CudaNetwork:
     # Weights, once
 
     def _prepare_pixels(self, content: nn.Linear, positions: Positions) -> None:
-        self.patch_weight = F.pad(content.weight.T / 255, (0, 0, 0, 64 - PATCH))
-        self.patch_bias = content.bias.contiguous()
-        self.sums, self.squares = (
-            (positions.rows ** power).sum(1)[:, None] + (positions.columns ** power).sum(1)
-            for power in (1, 2))
+        weight = F.pad(content.weight.T / 255, (0, 0, 0, 64 - PATCH))
+        rows, columns = positions.rows, positions.columns
+        self.patches = (weight, content.bias, *(
+            (rows ** power).sum(1)[:, None] + (columns ** power).sum(1) for power in (1, 2)))
 
     def _prepare_reader(self, latents: Tensor, layer: Layer, positions: Positions) -> None:
         attention = layer.attention
@@ -157,11 +102,11 @@ class CudaNetwork:
 
         # LayerNorm's gamma and beta move into the MLP, the last layers become one
         dense, bias = mlp.dense1.weight * norm.weight, mlp.dense1(norm.bias)
-        self.dense = F.pad(dense.T, (0, spare_hidden, 0, spare)).to(self.precision).contiguous()
-        self.dense_bias = F.pad(bias, (0, spare_hidden))
-        self.flow = F.pad(PIXELS * final.weight, (0, spare))
-        self.hidden_flow = F.pad(PIXELS * final.weight @ mlp.dense2.weight, (0, spare_hidden))
-        self.flow_bias = PIXELS * final(mlp.dense2.bias)
+        self.head = launch.Head(
+            F.pad(dense.T, (0, spare_hidden, 0, spare)).to(self.precision).contiguous(),
+            F.pad(bias, (0, spare_hidden)), F.pad(PIXELS * final.weight, (0, spare)),
+            F.pad(PIXELS * final.weight @ mlp.dense2.weight, (0, spare_hidden)),
+            PIXELS * final(mlp.dense2.bias))
 
     def _linear(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
         return layer.weight.to(self.precision), layer.bias.to(self.precision)
@@ -189,51 +134,13 @@ class CudaNetwork:
 
     def preprocess(self, frames: Tensor, corners: Tensor | None = None) -> Pixels:
         """As `encode`, only the pixels."""
-        height, width = self.config.train_size
-        frames = frames.contiguous()
         if corners is None:
             corners = frames.new_zeros(len(frames), 2, dtype=torch.int32)
-        tiles = len(corners)
-        content = torch.empty(tiles, height, width, CONTENT, dtype=self.precision,
-                              device=self.device)
-        rstd = torch.empty(tiles, height, width, device=self.device)
-        block = 64
-        kernels.preprocess_kernel[triton.cdiv(width, block), height, tiles](
-            frames, corners, self.patch_weight, self.patch_bias, self.sums, self.squares, content,
-            rstd, *frames.shape[2:4], frames[0].numel() if len(frames) > 1 else 0, height, width,
-            BLOCK=block, PRECISION=kernels.product_of(torch.float32), num_warps=4)
-        return Pixels(content, rstd)
+        return launch.preprocess(frames.contiguous(), corners, *self.patches, self.precision)
 
     def read(self, pixels: Pixels) -> Tensor:
         """``pixels`` of B tiles -> means of [p r f, row sums, column sums], (B, L, 64 + H + W)."""
-        tiles, height, width = pixels.rstd.shape
-        latents = len(self.residual)
-        block_l, block_x = self.blocks.read
-        stripes = triton.cdiv(width, block_x)
-        programs = triton.cdiv(latents, block_l) * stripes * tiles
-        splits = min(height, triton.cdiv(PROGRAMS, programs))
-        splits = triton.cdiv(height, triton.cdiv(height, splits))                   # none empty
-
-        def new(*shape: int) -> Tensor:
-            return torch.empty(shape, device=self.device)
-
-        parts = (new(tiles, splits, stripes, latents), new(tiles, splits, stripes, latents),
-                 new(tiles, splits, stripes, latents, CONTENT),
-                 new(tiles, splits, latents, width),
-                 new(tiles, stripes, height, latents), new(tiles, stripes, height, latents))
-        kernels.read_kernel[triton.cdiv(latents, block_l), stripes, tiles * splits](
-            pixels.content, pixels.rstd, self.content, self.rows, self.columns, *parts,
-            latents, height, width, splits, triton.cdiv(height, splits),
-            BLOCK_L=block_l, BLOCK_X=block_x, PRECISION=self.product, **self.blocks.read_options)
-
-        means = torch.empty(tiles, latents, CONTENT + height + width, dtype=self.precision,
-                            device=self.device)
-        block_l, block = 32, 64
-        chunks = 1 + triton.cdiv(height, block) + triton.cdiv(width, block)
-        kernels.combine_kernel[triton.cdiv(latents, block_l), chunks, tiles](
-            *parts, means, latents, height, width, splits, stripes,
-            BLOCK_L=block_l, BLOCK_X=block_x, BLOCK=block, num_warps=4)
-        return means
+        return launch.read(pixels, self.content, self.rows, self.columns, self.blocks)
 
     def process(self, means: Tensor) -> Tensor:
         """What was read, (B, L, 64 + H + W) -> latents (B, L, D) float32, after all layers."""
@@ -253,12 +160,8 @@ class CudaNetwork:
         return F.linear(F.gelu(F.linear(x, *layer['dense1'])), *layer['dense2'])
 
     def add_norm(self, z: Tensor, y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        """Add y to z (..., D) float32, in place; LayerNorm of that in the network's precision."""
-        x = torch.empty_like(z, dtype=self.precision)
-        channels = z.shape[-1]
-        kernels.add_norm_kernel[z.numel() // channels,](
-            z, y, gamma, beta, x, channels, BLOCK=triton.next_power_of_2(channels), num_warps=2)
-        return x
+        """Do z += y, (..., D) float32; give LayerNorm of that in the network's precision."""
+        return launch.add_norm(z, y, gamma, beta, self.precision)
 
     # Latents and queries -> flow
 
@@ -286,32 +189,12 @@ class CudaNetwork:
         ``pixels``, ``z``: of B tiles; ``ys``: (B, R), ``xs``: (B, C) int32, negative ones are left
         out -> (B, R, C, 2) float32, pixels; undefined where left out.
         """
-        return self._write(pixels, z, ys, xs, True)
+        return launch.write(pixels, *self.answers(z), ys, xs, self.head, self.blocks, grid=True)
 
     @torch.inference_mode()
     def decode_points(self, pixels: Pixels, z: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         """As `decode_grid`, of points (ys, xs), (B, N) int32 each -> (B, N, 2)."""
-        return self._write(pixels, z, ys, xs, False)
-
-    def _write(self, pixels: Pixels, z: Tensor, ys: Tensor, xs: Tensor, grid: bool) -> Tensor:
-        tiles, height, width = pixels.rstd.shape
-        rows, columns, block_l = self.blocks.write
-        if grid:
-            flow = torch.empty(*ys.shape, xs.shape[1], 2, device=self.device)
-            programs = triton.cdiv(ys.shape[1], rows) * triton.cdiv(xs.shape[1], columns)
-        else:
-            flow = torch.empty(*ys.shape, 2, device=self.device)
-            programs = triton.cdiv(ys.shape[1], rows * columns)
-        if not flow.numel():
-            return flow
-        keys, exact, values = self.answers(z)
-        kernels.write_kernel[programs, tiles](
-            pixels.content, pixels.rstd, keys, exact, values, ys, xs, self.dense, self.dense_bias,
-            self.flow, self.hidden_flow, self.flow_bias, flow, z.shape[1], height, width,
-            ys.shape[1], xs.shape[1], ROWS=rows, COLUMNS=columns, GRID=grid,
-            SPLIT=self.precision != torch.float32, BLOCK_L=block_l, BLOCK_H=64,
-            PRECISION=self.product, **self.blocks.write_options)
-        return flow
+        return launch.write(pixels, *self.answers(z), ys, xs, self.head, self.blocks, grid=False)
 
     def decode(self, pixels: Pixels, z: Tensor, queries: Queries) -> list[Tensor]:
         """Flow of one tile, as `FoldedNetwork.decode`."""

@@ -4,9 +4,8 @@
 `folded` has the mathematics. A pixel keeps f (64 channels) and r = rstd; here r stays outside of
 the products, so that positions are added at full precision: S = r (f . g + A(y) + B(x)), in units
 of log 2. Every kernel adds up in float32, whatever its inputs are, and none needs sizes that are
-multiples of its blocks. `launch` has the functions that call them.
+multiples of its blocks. `launch` calls them.
 """
-import torch
 import triton
 import triton.language as tl
 
@@ -19,19 +18,15 @@ VALUE = tl.constexpr(336)       # = 256 + 64 + 16, the stride of what is read
 HIDDEN = tl.constexpr(384)      # the decoder's hidden layer, 322 in blocks of 64
 
 
-def product_of(dtype: torch.dtype) -> str:
-    """How `product` multiplies: float32 as three products of TF32, with the errors of float32."""
-    if not isinstance(product, triton.JITFunction):             # TRITON_INTERPRET=1
-        return 'ieee'
-    return 'tf32x3' if dtype == torch.float32 else 'tf32'
-
-
 @triton.jit
 def product(a, b, c, PRECISION: tl.constexpr):
     """Give a b + c. In the interpreter, which cannot multiply bfloat16, halves are widened."""
     if PRECISION == 'ieee':
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision=PRECISION)
+
+
+INTERPRETED = not isinstance(product, triton.JITFunction)      # TRITON_INTERPRET=1
 
 
 @triton.jit
@@ -243,8 +238,8 @@ def write_kernel(pixels, rstd, keys, exact, values, ys, xs, dense, dense_bias, f
     f = tl.load(pixels + n[:, None] * CONTENT + c[None, :])
     r = tl.load(rstd + n)
 
-    keys += tile * ((height + width) * (2 if SPLIT else 1) + CONTENT + (0 if SPLIT else 1)) \
-        * latents
+    key_rows = (height + width) * (2 if SPLIT else 1) + CONTENT + (0 if SPLIT else 1)
+    keys += tile * key_rows * latents
     exact += tile * (height + width + CONTENT + 1) * latents
     v0, v1, v2 = tl.arange(0, MAIN), tl.arange(0, REST) + MAIN, tl.arange(0, LAST) + (MAIN + REST)
     top = tl.full([ROWS * COLUMNS], float('-inf'), tl.float32)
@@ -292,7 +287,7 @@ def write_kernel(pixels, rstd, keys, exact, values, ys, xs, dense, dense_bias, f
     square = tl.sum(o0 * o0, 1) + tl.sum(o1 * o1, 1) + tl.sum(o2 * o2, 1)
     scale = 1 / tl.sqrt(square / TOKEN + 1e-5)[:, None]
     x0, x1, x2 = (o0 * scale).to(dtype), (o1 * scale).to(dtype), (o2 * scale).to(dtype)
-    for start in range(0, HIDDEN, BLOCK_H):
+    for start in tl.range(0, HIDDEN, BLOCK_H, num_stages=1):
         h = start + tl.arange(0, BLOCK_H)
         w = dense + h[None, :]
         hidden = tl.zeros([ROWS * COLUMNS, BLOCK_H], tl.float32) + tl.load(dense_bias + h)[None, :]
