@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='photographs to move, searched recursively; may be given several times (always '
         'added: those that scikit-image and scikit-learn ship, and procedural noise)',
     )
-    parser.add_argument('--start', type=Path, metavar='FILE', help='weights to begin with')
+    parser.add_argument('--weights', type=Path, metavar='FILE', help='weights to begin with')
     parser.add_argument('--pairs', type=int, default=100_000, help='schedule length (100000)')
     parser.add_argument('--minutes', type=float, help='pause after this long, to be continued')
     parser.add_argument('--batch', type=int, default=8, help='pairs a step and worker (8)')
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         autocast=device != 'cpu',
         seed=args.seed,
     )
-    start = load_lite(args.start) if args.start else None
+    start = load_lite(args.weights) if args.weights else None
     trainer = Trainer(args.folder, recipe, textures, held_out, start=start)
     resumed = trainer.resume()
     best = args.folder / 'lite.safetensors'
