@@ -165,15 +165,15 @@ def self_attend(layer: Layer, z: Tensor) -> Tensor:
     projections = attention.query, attention.key, attention.value
     q, k, v, attended, out = (torch.empty_like(z) for _ in range(5))
     blocks = [slice(i, i + BLOCK) for i in range(0, z.shape[1], BLOCK)]
-    heads = torch.arange(z.shape[-1]).chunk(attention.heads)
+    size = z.shape[-1] // attention.heads
+    heads = [slice(i, i + size) for i in range(0, z.shape[-1], size)]
 
     def project(block: slice) -> None:
         x = attention.layernorm1(z[:, block])
         for projected, projection in zip((q, k, v), projections, strict=True):
             projected[:, block] = projection(x)
 
-    def attend(head: Tensor) -> None:
-        channels = slice(head[0], head[-1] + 1)
+    def attend(channels: slice) -> None:
         attended[..., channels] = F.scaled_dot_product_attention(
             *(x[:, None, :, channels] for x in (q, k, v)))[:, 0]
 
