@@ -40,6 +40,8 @@ KEYS = {
     'transformers': 'python3-transformers-pip',
     'yaml': 'python3-yaml',
 }
+# Done without where it is missing, and no rosdep key: torch's CUDA build brings it.
+OPTIONAL = {'triton'}
 PACKAGE_XML = ElementTree.parse(ROOT / 'package.xml').getroot()
 
 
@@ -84,7 +86,7 @@ def test_every_entry_point_is_there():
 def test_every_import_is_declared_in_package_xml():
     keys = declared('depend', 'exec_depend')
     for module, files in imported(NAME, 'launch').items():
-        assert KEYS.get(module, module) in keys, f'{module}, imported by {sorted(files)}'
+        assert KEYS.get(module, module) in keys | OPTIONAL, f'{module}, imported by {sorted(files)}'
 
 
 def test_every_dependency_in_package_xml_is_used():

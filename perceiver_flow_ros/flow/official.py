@@ -192,7 +192,8 @@ def load_cuda(network: OfficialNetwork, precision: str, tiling: str,
             reason = f'they need Triton ({error})'
         else:
             try:
-                chosen = official_cuda.pick_network(network, precision)
+                with torch.cuda.device(device):
+                    chosen = official_cuda.pick_network(network, precision)
                 return official_cuda.CudaFlow(chosen, tiling, query_stride)
             except TritonError as error:
                 reason = f'{type(error).__name__}: {error}'

@@ -21,7 +21,7 @@ from perceiver_flow_ros.flow.tiling import blend, tile_grid, tile_queries, tile_
 from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.official import OfficialNetwork
 
-BATCH = 8               # tiles at once: more would not be faster
+BATCH = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}      # tiles at once: below 1 GB
 TOLERANCE = 0.05        # pixels that a half precision may differ by, on average, to be chosen
 SIZES = 4               # image sizes that are prepared for
 
@@ -39,7 +39,7 @@ class CudaFlow:
     def __init__(self, network: CudaNetwork, tiling: str = 'tile', query_stride: int = 1):
         self.network, self.tiling, self.stride = network, tiling, query_stride
         self.device, self.size = network.device, network.config.train_size
-        self.batch = BATCH
+        self.batch = BATCH[network.precision]
         self.replay = Replay(self.device)
         self._uploads: OrderedDict[tuple[int, int], Upload] = OrderedDict()
         self._plans: dict[tuple[int, int], Callable[[Tensor, int], Tensor]] = {}
@@ -93,8 +93,9 @@ class CudaFlow:
                   for axis in zip(*queries))
 
         def tiles(frames: Tensor, batch: int) -> Iterator[Tensor]:
-            for part in torch.arange(len(grid)).split(batch):
-                part = slice(int(part[0]), int(part[-1]) + 1)
+            step = -(-len(grid) // -(-len(grid) // batch))             # batches of one size
+            for start in range(0, len(grid), step):
+                part = slice(start, start + step)
                 encoded = self.network.encode(frames[None], corners[part])
                 flow = self.network.decode_grid(*encoded, ys[part], xs[part])
                 for tile, (rows, columns) in zip(flow, queries[part], strict=True):

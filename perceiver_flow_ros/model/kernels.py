@@ -164,8 +164,8 @@ def combine_kernel(part_top, part_total, part_content, part_column, row_top, row
         mask = there[:, None] & (x < width)[None, :]
         sums = tl.zeros([BLOCK_L, BLOCK], tl.float32)
         for split in range(splits):
-            part = (tile * splits + split) * stripes + x[None, :] // BLOCK_X
-            at = part * latents + lat[:, None]
+            part_of_x = (tile * splits + split) * stripes + x[None, :] // BLOCK_X
+            at = part_of_x * latents + lat[:, None]
             scale = tl.exp2(tl.load(part_top + at, mask=mask, other=0.) - top[:, None])
             at = (tile * splits + split) * latents + lat[:, None]
             sums += scale * tl.load(part_column + at * width + x[None, :], mask=mask, other=0.)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile every kernel for a GPU that need not be there: ``compile_kernels.py PRECISION [CC]``.
+
+Prints, as JSON, what each needs of the GPU. Not a test: `test_kernels_compile` runs it.
+"""
+
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from perceiver_flow_ros.model import kernels, launch
+
+DTYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
+INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'latents', 'splits',
+            'row_blocks', 'stripes', 'channels', 'rows', 'columns'}
+DIVISIBLE = {'height', 'width', 'latents', 'channels'}          # by 16, at the full size
+
+
+def variants(precision):
+    """Yield kernel, its arguments in the network's precision, constants, options; as `launch`."""
+    dtype = getattr(torch, precision)
+    blocks = launch.blocks_for(dtype)
+    read, write = blocks.read, blocks.write
+    multiply = {'PRECISION': launch.product_of(dtype)}
+    yield (kernels.preprocess_kernel, {'pixels'},
+           {'BLOCK': 64, 'PRECISION': launch.product_of(torch.float32)}, {'num_warps': 4})
+    yield (kernels.read_kernel, {'pixels', 'content'},
+           {'BLOCK_L': read[0], 'BLOCK_X': read[1], **multiply},
+           {'num_warps': blocks.read_warps, 'num_stages': blocks.read_stages})
+    yield (kernels.combine_kernel, {'out'}, {'BLOCK_L': 32, 'BLOCK_X': read[1], 'BLOCK': 64},
+           {'num_warps': 4})
+    yield kernels.add_norm_kernel, {'y', 'x'}, {'BLOCK': 512}, {'num_warps': 2}
+    for grid in (True, False):
+        yield (kernels.write_kernel, {'pixels', 'keys', 'values', 'dense'},
+               {'ROWS': write[0], 'COLUMNS': write[1], 'BLOCK_L': write[2], 'BLOCK_H': write[3],
+                'GRID': grid, 'SPLIT': dtype != torch.float32, **multiply},
+               {'num_warps': blocks.write_warps, 'num_stages': blocks.write_stages})
+
+
+def pointer(kernel, name, precise, precision):
+    """Give the type of an argument as Triton writes it."""
+    if name in INTEGERS and not (kernel is kernels.read_kernel and name in ('rows', 'columns')):
+        return 'i32'
+    if name in ('corners', 'ys', 'xs'):
+        return '*i32'
+    return '*u8' if name == 'frames' else DTYPES[precision] if name in precise else '*fp32'
+
+
+def compiled(kernel, precise, constants, options, precision, capability):
+    """Compile; give registers, spilled bytes, shared memory and tensor core instructions."""
+    names = kernel.arg_names
+    signature = {name: 'constexpr' if name in constants else
+                 pointer(kernel, name, precise, precision) for name in names}
+    aligned = {(i,): [['tt.divisibility', 16]] for i, name in enumerate(names)
+               if signature[name].startswith('*') or name in DIVISIBLE}
+    source = ASTSource(kernel, signature,
+                       {(names.index(name),): value for name, value in constants.items()}, aligned)
+    done = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(done.asm['cubin'])
+        file.flush()
+        usage, code = (subprocess.run([tool, option, file.name], capture_output=True, text=True,
+                                      check=True).stdout for option in ('-res-usage', '-sass'))
+    registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
+    return {'kernel': kernel.__name__, 'grid': constants.get('GRID'), 'registers': int(registers),
+            'stack': int(stack), 'shared': done.metadata.shared,
+            'wgmma': len(re.findall(r'\bHGMMA', code)), 'mma': len(re.findall(r'\bHMMA', code))}
+
+
+if __name__ == '__main__':
+    wanted, cc = sys.argv[1], int((sys.argv[2:] or ['90'])[0])
+    for variant in variants(wanted):
+        print(json.dumps(compiled(*variant, wanted, cc)), flush=True)

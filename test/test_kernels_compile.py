@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels compile for a data-centre GPU (Hopper) and fit on it, with or without one."""
+
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
+
+SHARED = 227 * 1024         # bytes that a program may have
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='Triton brings its tools for x86-64')
+@pytest.mark.parametrize('precision', [
+    'bfloat16', pytest.param('float16', marks=pytest.mark.slow),
+    pytest.param('float32', marks=pytest.mark.slow)])
+def test_every_kernel_compiles_and_fits(precision, tmp_path):
+    environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
+    environment.pop('TRITON_INTERPRET', None)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name('compile_kernels.py'), precision],
+        capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    built = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(built) == 6
+    for kernel in built:
+        assert kernel['shared'] <= SHARED, kernel
+        if kernel['kernel'] in ('read_kernel', 'write_kernel'):
+            assert kernel['wgmma'] and not kernel['mma'], kernel        # Hopper's own matrix units
+        if precision != 'float32':
+            assert kernel['stack'] <= 128, kernel                       # registers that spill
