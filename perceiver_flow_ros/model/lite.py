@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 
-TOKEN = 4  # pixels of the level per token and axis
+TOKEN = 4   # pixels of the level per token and axis
+PASSES = 2  # at each level but the last, which costs most: what is wrong there is lost after it
 
 
 @dataclass(frozen=True)
@@ -313,10 +314,12 @@ class LitePerceiver(nn.Module):
             frames.append(F.interpolate(frames[-1], size, mode='bilinear', antialias=True))
         flows: list[Tensor] = []
         flow = previous.new_zeros(len(previous), 2, *sizes[-1])
-        for level in range(len(sizes) - 1, min(finest, len(sizes) - 1) - 1, -1):
+        last = min(finest, len(sizes) - 1)
+        for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
             a, b = frames[level].chunk(2)
-            flow = self.residual(a, b, resize_flow(flow.detach(), h, w))
+            for _ in range(1 if level == last else PASSES):
+                flow = self.residual(a, b, resize_flow(flow.detach(), h, w))
             flows.append(flow)
         return flows
 
