@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from perceiver_flow_ros.commands import benchmark
 from perceiver_flow_ros.commands.main import main
@@ -80,3 +81,10 @@ def test_for_real(tmp_path):
         assert 0 < line['fastest'] <= line['seconds'] <= line['slowest']
         assert 0 < line['baseline_memory'] < line['peak_memory']
         assert line.get('relative_error', 0) < 1e-4
+
+
+def test_cuda_where_there_is_none(capsys):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU here')
+    assert main(['benchmark', '--device', 'cuda']) == 2
+    assert 'no CUDA device' in capsys.readouterr().err

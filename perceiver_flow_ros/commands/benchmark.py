@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='height of the official network (default: 368)')
     parser.add_argument('--width', type=int, default=496, metavar='PX',
                         help='width of the official network (default: 496)')
+    parser.add_argument('--device', default='cpu', metavar='cpu|cuda|cuda:N',
+                        help='cuda: a table of its own, in under 8 minutes (default: cpu)')
     parser.add_argument('--repeat', type=int, default=3, metavar='N',
                         help='measurements of each line, after a warm-up (default: 3)')
     parser.add_argument('--no-peer', action='store_true',
@@ -47,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure line by line; 1 when parity fails or a line cannot be measured."""
+    if args.device != 'cpu':
+        return on_cuda(args)
     if min(args.height, args.width, args.repeat) < 1:
         raise ValueError('--height, --width and --repeat must be at least 1')
     out = sys.stderr if args.json == '-' else sys.stdout
@@ -78,6 +82,15 @@ def run(args: argparse.Namespace) -> int:
     elif args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
     return 1 if failed else 0
+
+
+def on_cuda(args: argparse.Namespace) -> int:
+    """Measure on a GPU; ValueError where there is none, or no Triton."""
+    from perceiver_flow_ros.flow.estimator import resolve_device
+    if resolve_device(args.device) == 'cpu' or not find_spec('triton'):
+        raise ValueError(f'--device {args.device}: this needs a GPU and Triton')
+    from perceiver_flow_ros.commands import _benchmark_cuda
+    return _benchmark_cuda.run(args, resolve_device(args.device))
 
 
 def plan(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
+from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.model.lite import resize_flow, TOKEN
 from perceiver_flow_ros.model.weights import load_lite
 
@@ -30,6 +31,12 @@ SETTINGS = {
     'balanced': Setting(finest=1, refine=True),
     'best': Setting(finest=0, refine=True),
 }
+# On a GPU the CPU's refinement would take most of the time, and a finer level nearly none.
+CUDA_SETTINGS = {
+    'fast': Setting(finest=1, refine=False),
+    'balanced': Setting(finest=0, refine=False),
+    'best': Setting(finest=0, refine=True),
+}
 DEFAULT = 'balanced'
 
 
@@ -42,7 +49,9 @@ class LiteEstimator:
     weights : a ``.safetensors`` file of the lite variant; None is the packaged one.
     device, precision : as in `load_estimator`; half precisions run under autocast.
     quality : ``'fast'`` stops at a quarter of the resolution, ``'balanced'`` at half, ``'best'``
-        goes to the end; each is followed by variational refinement. ``'auto'`` is balanced.
+        goes to the end; each is followed by variational refinement. On CUDA ``'fast'`` stops at
+        half, the others go to the end, and only ``'best'`` is refined (on the CPU). ``'auto'`` is
+        balanced.
     query_stride : flow is returned at the pixels [::query_stride, ::query_stride].
 
     Raises
@@ -57,7 +66,10 @@ class LiteEstimator:
     def __init__(self, weights: Path | None = None, *, device: str = 'cpu',
                  precision: str = 'float32', quality: str = 'auto', query_stride: int = 1):
         self.device, self.precision, self.query_stride = device, precision, query_stride
-        self.setting = SETTINGS[DEFAULT if quality == 'auto' else quality]
+        cuda = torch.device(device).type == 'cuda'
+        settings = CUDA_SETTINGS if cuda else SETTINGS
+        self.setting = settings[DEFAULT if quality == 'auto' else quality]
+        self._replay = Replay(device)
         network = load_lite(weights or PACKAGED)
         self._network = network.to(device, memory_format=torch.channels_last).eval()
 
@@ -70,22 +82,37 @@ class LiteEstimator:
         """Sample the dense flow bilinearly at points (N, 2) (x, y): (N, 2) float32 pixels."""
         return sample(self._dense(previous, current), points)
 
-    @torch.inference_mode()
     def _dense(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         check_pair(previous, current)
+        with self._replay.context():
+            flow = self._replay.fetch(self.launch(as_rgb(previous), as_rgb(current)))
+        return refined(flow, previous, current) if self.setting.refine else flow
+
+    @torch.inference_mode()
+    def launch(self, previous: np.ndarray, current: np.ndarray) -> torch.Tensor:
+        """Begin with a pair (H, W, 3): give its flow (H, W, 2) on the device, not refined.
+
+        On CUDA the next pair overwrites it.
+        """
+        with self._replay.context():
+            if self._replay.stream is None:
+                return self._flow(*(torch.from_numpy(np.ascontiguousarray(f))
+                                    for f in (previous, current)))
+            frames = self._replay.upload(previous, current)
+            return self._replay(frames.shape, lambda: self._flow(*frames))
+
+    def _flow(self, previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
         height, width = previous.shape[:2]
-        first, second = (self._frame(as_rgb(frame)) for frame in (previous, current))
+        first, second = (self._frame(frame) for frame in (previous, current))
         with torch.autocast(torch.device(self.device).type,
                             getattr(torch, self.precision), enabled=self.precision != 'float32'):
             flow = self._network(first, second, self.setting.finest)[-1].float()
         flow = resize_flow(flow, *first.shape[-2:])[0, :, :height, :width]
-        flow = np.ascontiguousarray(flow.permute(1, 2, 0).cpu().numpy())
-        return refined(flow, previous, current) if self.setting.refine else flow
+        return flow.permute(1, 2, 0).contiguous()
 
-    def _frame(self, image: np.ndarray) -> torch.Tensor:
+    def _frame(self, image: torch.Tensor) -> torch.Tensor:
         """(H, W, 3) uint8 -> (1, 3, H', W') 0..1, its borders repeated up to whole tokens."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
-        tensor = tensor.permute(2, 0, 1)[None].float() / 255
+        tensor = image.permute(2, 0, 1)[None].float() / 255
         bottom, right = (max(-n % TOKEN, 4 * TOKEN - n) for n in image.shape[:2])
         return F.pad(tensor, (0, right, 0, bottom), mode='replicate')
 

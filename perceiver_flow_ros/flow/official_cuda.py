@@ -6,7 +6,6 @@ memory, is computed by one CUDA graph, and its flow comes back.
 """
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 import itertools
 
@@ -16,14 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceiver_flow_ros.flow.official import neighbours, OVERLAP
-from perceiver_flow_ros.flow.replay import in_batches, Replay, Upload
+from perceiver_flow_ros.flow.replay import in_batches, Replay
 from perceiver_flow_ros.flow.tiling import blend, tile_grid, tile_queries, tile_weight
 from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.official import OfficialNetwork
 
 BATCH = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}      # tiles at once: below 1 GB
 TOLERANCE = 0.05        # pixels that a half precision may differ by, on average, to be chosen
-SIZES = 4               # image sizes that are prepared for
 
 
 class CudaFlow:
@@ -41,14 +39,18 @@ class CudaFlow:
         self.device, self.size = network.device, network.config.train_size
         self.batch = BATCH[network.precision]
         self.replay = Replay(self.device)
-        self._uploads: OrderedDict[tuple[int, int], Upload] = OrderedDict()
         self._plans: dict[tuple[int, int], Callable[[Tensor, int], Tensor]] = {}
 
     def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Estimate flow on the query grid: RGB (H, W, 3) uint8 -> (ceil(H/s), ceil(W/s), 2)."""
         with self.replay.context():
+            return self.replay.fetch(self.launch(previous, current))
+
+    def launch(self, previous: np.ndarray, current: np.ndarray) -> Tensor:
+        """Begin to estimate: give the flow on the device, where the next pair overwrites it."""
+        with self.replay.context():
             size = previous.shape[:2]
-            frames = self._upload(previous, current)
+            frames = self.replay.upload(previous, current)
             if size not in self._plans:
                 self._plans[size] = self._plan(*size)
             plan = self._plans[size]
@@ -58,24 +60,14 @@ class CudaFlow:
     def at(self, previous: np.ndarray, current: np.ndarray, y: Tensor, x: Tensor) -> np.ndarray:
         """Estimate flow at whole pixels (y, x), (N,) each: (N, 2)."""
         with self.replay.context():
-            frames = self._upload(previous, current)
+            frames = self.replay.upload(previous, current)
             points = self._resized_at if self.tiling == 'resize' else self._tiled_at
-            return self._run(lambda batch: points(frames, y, x, batch))
-
-    def _upload(self, previous: np.ndarray, current: np.ndarray) -> Tensor:
-        size = previous.shape[:2]
-        if size not in self._uploads:
-            self._uploads[size] = Upload(*size, self.device)
-            if len(self._uploads) > SIZES:                      # graphs read from these frames
-                self._plans.pop(self._uploads.popitem(last=False)[0], None)
-                self.replay.clear()
-        self._uploads[size](previous, current)
-        return self._uploads[size].frames
+            return self.replay.fetch(self._run(lambda batch: points(frames, y, x, batch)))
 
     @torch.inference_mode()
-    def _run(self, compute: Callable[[int], Tensor]) -> np.ndarray:
+    def _run(self, compute: Callable[[int], Tensor]) -> Tensor:
         result, self.batch = in_batches(compute, self.batch, self.replay.clear)
-        return self.replay.fetch(result)
+        return result
 
     def _plan(self, height: int, width: int) -> Callable[[Tensor, int], Tensor]:
         """Prepare for a size: frames (2, H, W, 3), tiles at once -> flow on the query grid."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEPT = 4                # graphs; each keeps the memory that it works in
+KEPT = 4                # graphs, and image sizes; each keeps the memory that it works in
 REMEDY = "raise query_stride, set precision to 'float16' or tiling to 'resize'"
 
 
@@ -25,11 +25,23 @@ class Replay:
     def __init__(self, device: torch.device | str):
         self.device = torch.device(device)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
-        self._graphs: OrderedDict[Hashable, tuple[Callable[[], None], Tensor]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, tuple[Callable, Tensor | None]] = OrderedDict()
+        self._uploads: OrderedDict[tuple[int, ...], Upload] = OrderedDict()
 
     def context(self) -> contextlib.AbstractContextManager:
         """Give the context in which everything is to be launched: the stream."""
         return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+
+    def upload(self, previous: np.ndarray, current: np.ndarray) -> Tensor:
+        """Send a pair (H, W, 3) uint8; (2, H, W, 3), always the same tensor for a size."""
+        size = previous.shape[:2]
+        if size not in self._uploads:
+            if len(self._uploads) == KEPT:
+                self._uploads.popitem(last=False)
+                self.clear()                                    # of what read from there
+            self._uploads[size] = Upload(*size, self.device)
+        self._uploads[size](previous, current)
+        return self._uploads[size].frames
 
     def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """Give ``function()``, in memory that the next call with this key writes to again."""

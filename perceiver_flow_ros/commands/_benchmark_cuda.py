@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`benchmark --device cuda`: kernels checked, ceilings measured, then every network timed.
+
+Times are those of the device (events), medians, over inputs that take turns; a row's host time is
+what one pair keeps the CPU busy. The official network has random, peaky weights, see `benchmark`.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+import itertools
+import json
+from pathlib import Path
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceiver_flow_ros.commands._kernel_checks import ALLOWED, check_kernels, Sizes
+from perceiver_flow_ros.commands.benchmark import (
+    frame_pair,
+    machine,
+    PARITY,
+    peaky_network,
+    transformers_peer,
+    VGA,
+)
+from perceiver_flow_ros.flow import official_cuda
+from perceiver_flow_ros.flow.lite import LiteEstimator, SETTINGS
+from perceiver_flow_ros.flow.official_cuda import CudaFlow
+from perceiver_flow_ros.flow.replay import Replay
+from perceiver_flow_ros.flow.tiling import tile_grid
+from perceiver_flow_ros.model.cuda import CudaNetwork
+from perceiver_flow_ros.model.launch import Blocks
+from perceiver_flow_ros.model.official import OfficialConfig, patches, TOKEN
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+TYPICAL = 5.            # pixels: flows are scaled to this mean before half precisions are judged
+ALLOWED_PIXELS = 0.05
+STRIDES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured; smaller only in the tests."""
+
+    size: tuple[int, int] = (368, 496)
+    network: dict[str, int] = field(default_factory=dict)
+    checks: Sizes = Sizes()
+    images: tuple[tuple[int, int], ...] = (VGA, (720, 1280))
+    precisions: tuple[torch.dtype, ...] = PRECISIONS
+    strides: tuple[int, ...] = STRIDES
+    matrix: int = 8192
+    copied: int = 2 ** 31
+    repeat: int = 50
+    peer: bool = True
+    blocks: Blocks | None = None
+
+
+def run(args: argparse.Namespace, device: str) -> int:
+    """Measure everything; 1 when a check fails or something cannot be measured."""
+    out = sys.stderr if args.json == '-' else sys.stdout
+    report = benchmark(torch.device(device), Setup(peer=not args.no_peer),
+                       lambda text: print(text, file=out, flush=True))
+    if args.json == '-':
+        print(json.dumps(report, indent=2))
+    elif args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+    return 1 if report['failed'] else 0
+
+
+def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do all of it, telling the results as they come; give them all."""
+    started = time.perf_counter()
+    report: dict[str, Any] = {'machine': {**machine(), **gpu(device)}, 'failed': []}
+    say('{gpu}, PyTorch {torch}, Triton {triton}'.format(**report['machine']))
+
+    say('\nkernels against float64, random inputs')
+    report['checks'] = []
+    for precision in setup.precisions:
+        for check in check_kernels(device, setup.checks, precision, time.time_ns() % 2 ** 31,
+                                   setup.blocks):
+            report['checks'].append({'kernel': check.kernel, 'precision': name_of(precision),
+                                     'error': check.error, 'passed': check.passed})
+            say(f'  {check.kernel:14}{name_of(precision):10}{check.error:10.1e}   '
+                + ('ok' if check.passed else f'FAILED: at most {ALLOWED[precision]:.0e}'))
+            if not check.passed:
+                report['failed'].append(f'{check.kernel} {name_of(precision)}')
+
+    report['ceilings'] = ceilings(device, setup)
+    say('\nceilings: ' + ', '.join(f'{rate / 1e12:.0f} TFLOP/s {name}' for name, rate in
+                                   report['ceilings']['matrix'].items())
+        + f', {report["ceilings"]["copy"] / 1e12:.2f} TB/s copied')
+
+    say(f'\n{"":38}{"device":>10}{"pairs/s":>9}{"host":>9}{"memory":>9}{"of ceiling":>12}'
+        f'{"speed-up":>10}{"error":>9}')
+    report['rows'] = []
+    for row in rows(device, setup, report['ceilings']):
+        report['rows'].append(row)
+        say(line(row))
+        if 'error' in row or not row.get('passed', True):
+            report['failed'].append(row['name'])
+
+    report['seconds'] = time.perf_counter() - started
+    say(f'\nSpeed-up: against transformers float32 (in brackets: bfloat16). Error: relative '
+        f'(float32: at most {PARITY:.0e}), or of flows scaled to a mean of {TYPICAL:.0f} px (at '
+        f'most {ALLOWED_PIXELS} px). Memory: peak above the weights.')
+    say('FAILED: ' + '; '.join(report['failed']) if report['failed'] else 'All checks passed.')
+    return report
+
+
+def name_of(precision: torch.dtype) -> str:
+    """Give 'float32' for torch.float32."""
+    return str(precision).removeprefix('torch.')
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """Describe the GPU and what runs on it."""
+    import triton
+
+    if device.type != 'cuda':
+        return {'gpu': "no GPU, Triton's interpreter", 'triton': triton.__version__}
+    properties = torch.cuda.get_device_properties(device)
+    return {'gpu': properties.name, 'capability': f'{properties.major}.{properties.minor}',
+            'multiprocessors': properties.multi_processor_count,
+            'gpu_memory': properties.total_memory, 'cuda': torch.version.cuda,
+            'triton': triton.__version__}
+
+
+def seconds(task: Callable[[int], Any], device: torch.device, repeat: int) -> list[float]:
+    """Time ``task(i)`` on the device, after up to three warm-ups."""
+    taken, warm = [], min(repeat, 3)
+    for i in range(warm + repeat):
+        if device.type == 'cuda':
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            task(i)
+            end.record()
+            end.synchronize()
+            taken.append(start.elapsed_time(end) / 1e3)
+        else:
+            before = time.perf_counter()
+            task(i)
+            taken.append(time.perf_counter() - before)
+    return taken[warm:]
+
+
+def ceilings(device: torch.device, setup: Setup) -> dict[str, Any]:
+    """Measure what this GPU does at best: operations a second, bytes a second read and written."""
+    n, rates = setup.matrix, {}
+    for name, dtype, tf32 in (('float32', torch.float32, False), ('tf32', torch.float32, True),
+                              ('bfloat16', torch.bfloat16, False),
+                              ('float16', torch.float16, False)):
+        a = [torch.randn(n, n, device=device).to(dtype) for _ in range(3)]
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        took = seconds(lambda i, a=a: a[i % 3] @ a[(i + 1) % 3], device, 10)
+        torch.backends.cuda.matmul.allow_tf32 = before
+        rates[name] = 2 * n ** 3 / statistics.median(took)
+    source = torch.randint(256, (setup.copied,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    took = seconds(lambda _: target.copy_(source), device, 10)
+    return {'matrix': rates, 'copy': 2 * setup.copied / statistics.median(took)}
+
+
+def work(config: OfficialConfig, tiles: int, queries: int) -> float:
+    """Count the operations that the folded network needs."""
+    (height, width), latents, d = config.train_size, config.num_latents, config.d_latents
+    read = 4 * latents * height * width * 64 + 2 * latents * (64 + height + width) * d
+    layer = 12 * latents * d * d + 4 * latents ** 2 * d
+    keys = 2 * latents * d * (64 + height + width + TOKEN)
+    write = 2 * latents * (64 + TOKEN) + 2 * TOKEN * TOKEN
+    layers = config.num_self_attends_per_block * layer + 4 * latents * d * d
+    return float(tiles * (read + layers + keys) + queries * write)
+
+
+def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measure the networks one by one; what they have in common is made once."""
+    network = peaky_network(*setup.size, **setup.network)
+    expected, baseline = None, {}
+    if setup.peer and find_spec('transformers'):
+        peer = transformers_peer(network).to(device)
+        for precision in (torch.float32, torch.bfloat16):
+            row, flow = measured(f'transformers {name_of(precision)}',
+                                 lambda p=precision: of_peer(peer.to(p), setup, device), device,
+                                 max(setup.repeat // 5, 1))
+            baseline[precision] = row.get('seconds')
+            yield judged(row, flow, expected, precision)
+            expected = flow if expected is None else expected
+        del peer
+    network = network.to(device)
+    if expected is None:
+        with torch.inference_mode():
+            frames = torch.from_numpy(frame_pair(*setup.size))[None].to(device)
+            expected = network(frames)[0].cpu().numpy()
+
+    for precision in setup.precisions:
+        prepared = CudaNetwork(network, precision, setup.blocks)
+        rate = limits['matrix'][{torch.float32: 'tf32'}.get(precision, name_of(precision))]
+        rate /= 3 if precision == torch.float32 else 1          # three products of TF32
+        for size, stride in itertools.chain(
+                itertools.product([setup.size], setup.strides),
+                itertools.product(setup.images, sorted({*setup.strides[:1], 4}))):
+            tiles = len(tile_grid(*size, setup.size, official_cuda.OVERLAP))
+            name = f'{name_of(precision)} {size[1]}x{size[0]}, {tiles} tiles, stride {stride}'
+            flow_of = CudaFlow(prepared, query_stride=stride)
+            row, flow = measured(
+                name, lambda f=flow_of, s=size: of_pairs(f, f.replay, s, device), device,
+                setup.repeat)
+            if 'seconds' in row:
+                asked = work(network.config, tiles, tiles * -(-setup.size[0] // stride)
+                             * -(-setup.size[1] // stride))
+                row.update(tiles=tiles, operations=asked, ceiling=asked / row['seconds'] / rate)
+                if size == setup.size and baseline:
+                    row['speedup'] = {name_of(p): t / row['seconds']
+                                      for p, t in baseline.items() if t}
+            yield judged(row, flow, expected[::stride, ::stride] if size == setup.size else None,
+                         precision)
+        del prepared, flow_of
+
+    for quality in SETTINGS:
+        name = f'lite {quality}, {setup.images[0][1]}x{setup.images[0][0]}'
+        row, _ = measured(name, lambda q=quality: of_lite(q, setup.images[0], device), device,
+                          setup.repeat)
+        yield row
+
+
+def judged(row: dict[str, Any], flow: np.ndarray | None, expected: np.ndarray | None,
+           precision: torch.dtype) -> dict[str, Any]:
+    """Complete a row: is its flow the expected one?"""
+    if flow is None or expected is None:
+        return row
+    if precision == torch.float32:
+        difference = np.linalg.norm(flow - expected) / np.linalg.norm(expected)
+        return {**row, 'relative_error': float(difference), 'passed': bool(difference <= PARITY)}
+    scale = TYPICAL / np.linalg.norm(expected, axis=-1).mean()
+    pixels = float(scale * np.linalg.norm(flow - expected, axis=-1).mean())
+    ours = not row['name'].startswith('transformers')
+    return {**row, 'pixels': pixels, 'passed': not ours or pixels <= ALLOWED_PIXELS}
+
+
+Task = tuple[Callable[[int], None], Callable[[int], None], Callable[[], np.ndarray]]
+
+
+def measured(name: str, make: Callable[[], Task], device: torch.device, repeat: int
+             ) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Time what ``make`` sets up: the task on the device, the whole pair on the host."""
+    cuda = device.type == 'cuda'
+    try:
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        with torch.inference_mode():
+            task, pair, result = make()
+            flow = result()
+            peak = torch.cuda.max_memory_allocated(device) - before if cuda else 0
+            took = seconds(task, device, repeat)
+            host = []
+            for i in range(repeat):
+                if cuda:
+                    torch.cuda.synchronize(device)
+                start = time.perf_counter()
+                pair(i)
+                host.append(time.perf_counter() - start)
+    except (RuntimeError, ValueError) as error:
+        return {'name': name, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}, None
+    return {'name': name, 'seconds': statistics.median(took), 'fastest': min(took),
+            'slowest': max(took), 'host': statistics.median(host), 'memory': peak}, flow
+
+
+def pairs_of(size: tuple[int, int]) -> list[np.ndarray]:
+    """Make four pairs to take turns."""
+    first = frame_pair(*size)
+    return [first, first[:, ::-1].copy(), 255 - first, first[:, :, ::-1].copy()]
+
+
+def of_peer(peer: Any, setup: Setup, device: torch.device) -> Task:
+    """Set up transformers, its patches ready on the device."""
+    frames = [torch.from_numpy(pair)[None].to(device) for pair in pairs_of(setup.size)]
+    inputs = [patches(f).unflatten(-1, (2, 27)).permute(0, 3, 4, 1, 2).to(peer.dtype)
+              for f in frames]
+
+    def task(i: int) -> None:
+        peer(inputs=inputs[i % 4])
+    return task, task, lambda: 20 * peer(inputs=inputs[0]).logits[0].float().cpu().numpy()
+
+
+def of_pairs(flow_of: CudaFlow, replay: Replay, size: tuple[int, int],
+             device: torch.device) -> Task:
+    """Set up ours, from frames on the host to flow on the device, fetched for the result only."""
+    pairs = pairs_of(size)
+
+    def task(i: int) -> None:
+        flow_of.launch(*pairs[i % 4])
+        if replay.stream is not None:
+            torch.cuda.current_stream(device).wait_stream(replay.stream)
+    return task, lambda i: flow_of.launch(*pairs[i % 4]), lambda: flow_of(*pairs[0])
+
+
+def of_lite(quality: str, size: tuple[int, int], device: torch.device) -> Task:
+    """Set up lite; refinement, where the setting has it, is on the CPU and part of the host's."""
+    estimator, pairs = LiteEstimator(device=str(device), quality=quality), pairs_of(size)
+    return (lambda i: estimator.launch(*pairs[i % 4]), lambda i: estimator(*pairs[i % 4]),
+            lambda: estimator(*pairs[0]))
+
+
+def line(row: dict[str, Any]) -> str:
+    """Write a row of the table."""
+    if 'error' in row:
+        return f"{row['name']:38}FAILED: {row['error']}"
+    speedup = row.get('speedup', {})
+    text = (f"{row['name']:38}{1e3 * row['seconds']:7.2f} ms{1 / row['seconds']:9.1f}"
+            f"{1e3 * row['host']:6.2f} ms{row['memory'] / 1e9:6.2f} GB")
+    text += f"{row['ceiling']:11.0%} " if 'ceiling' in row else 12 * ' '
+    text += f"{speedup['float32']:9.1f}x" if 'float32' in speedup else 10 * ' '
+    text += f" ({speedup['bfloat16']:.1f}x)" if 'bfloat16' in speedup else ''
+    text += f"{row['relative_error']:9.0e}" if 'relative_error' in row else ''
+    text += f"{row['pixels']:6.3f} px" if 'pixels' in row else ''
+    return text + ('' if row.get('passed', True) else '  FAILED')
