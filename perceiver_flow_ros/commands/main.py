@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-SUBCOMMANDS = ('estimate', 'evaluate', 'benchmark', 'record', 'train', 'fetch_weights', 'demo')
+SUBCOMMANDS = (
+    'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'train', 'fetch_weights', 'demo',
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

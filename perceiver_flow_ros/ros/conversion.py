@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs/Image <-> numpy; a malformed message is refused with the reason."""
+"""sensor_msgs/Image <-> numpy; a malformed message is refused with the reason; no ROS needed."""
 
 from __future__ import annotations
 
 import array
 import sys
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
 
 MIN_SIDE = 2  # pixels: one row or one column has no flow across it
 
@@ -84,6 +87,24 @@ def to_frame(message: Image) -> np.ndarray:
     return cv2.convertScaleAbs(image, alpha=1 / 257) if dtype == U16 else image
 
 
+def to_depth(message: Image) -> np.ndarray:
+    """
+    View a depth image (REP-118): (H, W) float32 metres or uint16 millimetres, in native order.
+
+    Raises
+    ------
+    BadImage
+        For another encoding than 32FC1, 16UC1 or mono16, or a malformed message.
+
+    """
+    dtype = {'32FC1': F32, '16UC1': U16, 'mono16': U16}.get(message.encoding)
+    if dtype is None:
+        raise BadImage(f'its encoding is {message.encoding!r}, expected 32FC1 or 16UC1')
+    if not message.width or not message.height:
+        raise BadImage('it is empty')
+    return _samples(message, dtype, 1)
+
+
 def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     """
     Make an image message of an array.
@@ -95,6 +116,8 @@ def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     header : copied as it is.
 
     """
+    from sensor_msgs.msg import Image
+
     image = np.ascontiguousarray(image)
     message = Image(header=header, encoding=encoding, is_bigendian=int(sys.byteorder == 'big'))
     message.height, message.width = image.shape[:2]

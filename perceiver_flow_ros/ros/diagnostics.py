@@ -150,6 +150,7 @@ class Diagnostics:
             _status(f'{name}: input', *self._input(now, new), self._input_values(now, counts)),
             _status(f'{name}: flow', *self._flow(now, new), self._flow_values(now, counts)),
             _status(f'{name}: camera_info', *self._calibration()),
+            _status(f'{name}: odometry', *self._odometry(), self._node.pipeline.cues.values()),
         ]
         self._publisher.publish(message)
 
@@ -201,7 +202,7 @@ class Diagnostics:
             return ERROR, node.reason
         if not node.active:
             return OK, 'inactive' if node.pipeline.estimator else 'unconfigured'
-        if not node.pipeline.is_wanted():
+        if not node.pipeline.wanted():
             return OK, 'idle: nobody subscribes'
         if self._failing:
             return ERROR, self._last_error
@@ -236,7 +237,7 @@ class Diagnostics:
         }
 
     def _calibration(self) -> tuple[bytes, str, dict[str, Any]]:
-        """Compare the camera_info with the images; flow itself needs no calibration."""
+        """Compare the camera_info with the images; flow needs no calibration, odometry does."""
         info, seen = self._camera_info, self._format
         values: dict[str, Any] = {'topic': self._node.camera_info_topic}
         if info is None:
@@ -248,6 +249,10 @@ class Diagnostics:
             text = f'it describes {width}x{height} pixels, images have {seen[0]}x{seen[1]}'
             return WARN, text, values
         return OK, 'calibrated' if info.k[0] else 'uncalibrated (K[0] is 0)', values
+
+    def _odometry(self) -> tuple[bytes, str]:
+        level, text = self._node.pipeline.cues.state()
+        return {'ok': OK, 'warn': WARN, 'error': ERROR}[level], text
 
     def _warning(self, kind: str, text: str) -> tuple[bytes, str]:
         self.notices.warn(kind, text)

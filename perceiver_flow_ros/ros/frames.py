@@ -8,10 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 import threading
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from std_msgs.msg import Header
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,17 @@ class Frame:
     @property
     def stamp(self) -> int:
         """Nanoseconds."""
-        return self.header.stamp.sec * 10**9 + self.header.stamp.nanosec
+        return nanoseconds(self.header.stamp)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.shape[1], self.image.shape[0]
+
+
+def nanoseconds(stamp: Any) -> int:
+    """Give a builtin_interfaces/Time as one number."""
+    return stamp.sec * 10**9 + stamp.nanosec
 
 
 def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, str] | None:

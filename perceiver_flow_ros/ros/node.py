@@ -57,6 +57,7 @@ class FlowNode(LifecycleNode):
         self.active = False
         self.reason = ''  # why a lifecycle step failed
         self._inputs: list[Subscription] = []
+        self._sensors: list[Subscription] = []
         self._replacement: FlowEstimator | None = None  # loaded for a parameter change under way
 
         self.settings = parameters.declare(self)
@@ -71,6 +72,8 @@ class FlowNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm the model."""
         try:
+            self.pipeline.cues.check(self.settings)
+            self.pipeline.cues.adopt(self.settings)
             estimator = self._run_in_worker(lambda: self.pipeline.load(self.settings))
         except Exception as error:
             return self._failed('configure', error)
@@ -85,6 +88,7 @@ class FlowNode(LifecycleNode):
         super().on_activate(state)
         self.active = True
         self.pipeline.restart()
+        self.pipeline.cues.activated()
         self.diagnostics.activated()
         try:
             self._subscribe()
@@ -99,8 +103,8 @@ class FlowNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe. A flow that is being computed is not published."""
         self.active = False
-        while self._inputs:
-            self.destroy_subscription(self._inputs.pop())
+        self._unsubscribe(self._inputs)
+        self._unsubscribe(self._sensors)
         self.pipeline.clear()
         return super().on_deactivate(state)
 
@@ -136,20 +140,37 @@ class FlowNode(LifecycleNode):
             'reliability': self.settings.image_reliability,
             'on_incompatible': self.diagnostics.input_incompatible,
         }
-        lost, described = self.diagnostics.lost, self.diagnostics.described
+        lost = self.diagnostics.lost
         self._inputs = [
             create_input(self, Image, 'image', self.on_image, on_lost=lost, **qos),
-            create_input(self, CameraInfo, 'camera_info', described, **qos),
+            create_input(self, CameraInfo, 'camera_info', self.on_camera_info, **qos),
         ]
+        self._subscribe_to_sensors()
+
+    def _subscribe_to_sensors(self) -> None:
+        """Subscribe to depth, range and imu, where the settings make use of them."""
+        self._unsubscribe(self._sensors)
+        reliability = self.settings.image_reliability
+        self._sensors = self.pipeline.cues.subscribe(reliability)
+
+    def _unsubscribe(self, inputs: list[Subscription]) -> None:
+        while inputs:
+            self.destroy_subscription(inputs.pop())
 
     def on_image(self, message: Image) -> None:
         """Take an image from the subscription."""
         self.diagnostics.arrived(message)
         self.pipeline.worker.put(message)
 
+    def on_camera_info(self, message: CameraInfo) -> None:
+        """Take the calibration of the images."""
+        self.diagnostics.described(message)
+        self.pipeline.cues.motion.described(message)
+
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.pipeline.restart()
-        response.success, response.message = True, 'the next image starts a new pair'
+        response.success = True
+        response.message = 'the next image starts a new pair, the next pair a new pose'
         return response
 
     # Parameters
@@ -163,6 +184,10 @@ class FlowNode(LifecycleNode):
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
         wanted = self.settings.but(values)
+        try:
+            self.pipeline.cues.check(wanted)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=explain(error))
         if self.pipeline.estimator is not None and not self.settings.serves(wanted):
             try:
                 self._replacement = self._run_in_worker(lambda: self.pipeline.load(wanted))
@@ -177,6 +202,9 @@ class FlowNode(LifecycleNode):
         )
         if self._replacement is not None:
             self.pipeline.estimator, self._replacement = self._replacement, None
+        self.pipeline.cues.adopt(self.settings)
+        if self.active and self.settings.inputs != before.inputs:
+            self._subscribe_to_sensors()
         if self.settings.diagnostics_period != before.diagnostics_period:
             self.diagnostics.start_timer()
 

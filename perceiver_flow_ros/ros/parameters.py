@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Every parameter of the node, in one table.
+Every parameter of the node, in one table; rclpy is imported only where a node is at hand.
 
 The node declares them from it and checks changes against it; the config file is made from it::
 
@@ -10,15 +10,19 @@ The node declares them from it and checks changes against it; the config file is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 import textwrap
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterValueException
-from rclpy.node import Node
-
+from perceiver_flow_ros import odometry
 from perceiver_flow_ros.flow.estimator import PRECISIONS, QUALITIES, QUERY_STRIDES, TILINGS
+from perceiver_flow_ros.odometry.settings import GYRO_USES, SCALES
+from perceiver_flow_ros.ros.transforms import pose_of_text
+
+if TYPE_CHECKING:
+    from rcl_interfaces.msg import ParameterDescriptor
+    from rclpy.node import Node
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Setting:
     choices: tuple = ()
     reloads: bool = False  # a change loads the model again
     fixed: bool = False  # set at start only
+    optional: bool = False  # a text that may be empty
 
     @property
     def values(self) -> str:
@@ -44,6 +49,8 @@ class Setting:
     @property
     def descriptor(self) -> ParameterDescriptor:
         """What `ros2 param describe` shows and rclpy enforces."""
+        from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
         result = ParameterDescriptor(description=self.description, read_only=self.fixed)
         if self.choices:
             result.additional_constraints = f'one of {self.values}'
@@ -58,9 +65,18 @@ class Setting:
         """Why a value is refused, beyond the type and range that rclpy checks; '' if it is not."""
         if self.choices and value not in self.choices:
             return f'{self.name} is {value!r}, expected one of {self.values}'
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and not value.strip() and not self.optional:
             return f'{self.name} is empty'
         return ''
+
+    def mistake(self, value: Any) -> str:
+        """Why a value is refused, with the checks that rclpy makes; '' if it is not."""
+        if type(value) is not type(self.default):
+            kind = type(self.default).__name__
+            return f'{self.name} is {value!r}, expected a value of type {kind}'
+        if self.low is not None and not self.low <= value <= self.high:
+            return f'{self.name} is {value}, expected {self.values}'
+        return self.problem(value)
 
 
 SETTINGS = (
@@ -122,6 +138,75 @@ SETTINGS = (
         'nothing on the way.',
     ),
     Setting(
+        'scale_source', 'none', choices=SCALES,
+        description='Where metres come from: camera_height (of a forward camera above the '
+        'ground), depth (registered depth images on `depth`), range (distance along the '
+        'optical axis of a downward camera, on `range`), or none: then only rotation and '
+        'directions are published.',
+    ),
+    Setting(
+        'camera_height', 0.0, low=0.0, high=100.0,
+        description='Metres of the camera above the ground, for scale_source camera_height.',
+    ),
+    Setting(
+        'base_frame', '', optional=True,
+        description='Frame whose motion is published (base_link). Empty: that of the camera, in '
+        'its optical frame.',
+    ),
+    Setting(
+        'odom_frame', 'odom',
+        description='Frame that ~/odometry starts in, at the first pair.',
+    ),
+    Setting(
+        'base_from_camera', '', optional=True,
+        description='Pose of the camera optical frame in base_frame: "x y z roll pitch yaw" '
+        '(metres, radians) or "x y z qx qy qz qw". Empty: looked up in TF, which needs tf2_ros.',
+    ),
+    Setting(
+        'base_from_imu', '', optional=True,
+        description='Pose of the imu in base_frame (or in the camera optical frame where there is '
+        'none), written like base_from_camera; only its rotation counts. Empty: looked up in TF.',
+    ),
+    Setting(
+        'publish_tf', False,
+        description='Publish the transform odom_frame -> base_frame; needs base_frame. Leave it '
+        'to the filter (robot_localization) where there is one.',
+    ),
+    Setting(
+        'rectified', False,
+        description='The images are rectified: P of camera_info counts, not K and D.',
+    ),
+    Setting(
+        'gyro', 'check', choices=GYRO_USES,
+        description='What angular velocities on `imu` do: check (an estimate that disagrees is '
+        'not published), replace (they are the rotation), or off.',
+    ),
+    Setting(
+        'gyro_noise', 0.01, low=0.00001, high=1.0,
+        description='Standard deviation of the angular velocity on `imu`, bias included, rad/s.',
+    ),
+    Setting(
+        'sync_tolerance', 0.05, low=0.0, high=10.0,
+        description='Seconds by which the stamps of depth and range may differ from the image\'s.',
+    ),
+    Setting(
+        'depth_min', 0.1, low=0.0, high=1000.0,
+        description='Metres; nearer depth is taken as unknown.',
+    ),
+    Setting(
+        'depth_max', 20.0, low=0.01, high=10000.0,
+        description='Metres; farther depth is taken as unknown.',
+    ),
+    Setting(
+        'odometry_grid', 8, low=1, high=64,
+        description='Pixels between the flow vectors that the motion is estimated from.',
+    ),
+    Setting(
+        'forward_backward', False,
+        description='Estimate the flow backward too, a second inference for each image, and weigh '
+        'the motion by how well both agree. A subscriber of ~/confidence has the same effect.',
+    ),
+    Setting(
         'image_timeout', 5.0, low=0.1, high=3600.0,
         description='Seconds without an image after which the node warns and says why.',
     ),
@@ -154,20 +239,86 @@ class Settings(SimpleNamespace):
         """Make a copy with some values changed."""
         return Settings(**{**vars(self), **changes})
 
+    @property
+    def inputs(self) -> tuple[str, bool]:
+        """What decides which topics are subscribed to."""
+        return self.scale_source, self.gyro == 'off'
+
+    @property
+    def odometry(self) -> odometry.Settings:
+        """The settings of the odometry; ValueError where they do not go together."""
+        if self.publish_tf and not self.base_frame:
+            raise ValueError('publish_tf needs base_frame: the camera optical frame is no base')
+        if self.base_from_camera.strip() and not self.base_frame:
+            raise ValueError('base_from_camera needs base_frame, the frame it is given in')
+        for name in ('base_from_camera', 'base_from_imu'):
+            pose_of_text(getattr(self, name), name)
+        return odometry.Settings(
+            scale=self.scale_source, camera_height=self.camera_height, grid=self.odometry_grid,
+            max_gap=self.max_frame_gap, gyro=self.gyro, gyro_noise=self.gyro_noise,
+            depth_min=self.depth_min, depth_max=self.depth_max,
+            depth_max_offset=self.sync_tolerance,
+        )  # fmt: skip
+
     def serves(self, other: Settings) -> bool:
         """Tell whether the estimator loaded for these settings also serves the others."""
         return all(getattr(self, s.name) == getattr(other, s.name) for s in SETTINGS if s.reloads)
 
 
 def declare(node: Node) -> Settings:
-    """Declare all; rclpy's ParameterException names a value given at start that is refused."""
+    """Declare all; an exception names a value given at start that is refused."""
+    from rclpy.exceptions import InvalidParameterValueException
+
     values: dict[str, Any] = {}
     for s in SETTINGS:
         values[s.name] = node.declare_parameter(s.name, s.default, s.descriptor).value
         problem = s.problem(values[s.name])
         if problem:
             raise InvalidParameterValueException(s.name, values[s.name], problem)
-    return Settings(**values)
+    settings = Settings(**values)
+    _ = settings.odometry  # refused here, before anything is loaded
+    return settings
+
+
+def defaults() -> Settings:
+    """Give every parameter at its default."""
+    return Settings(**{s.name: s.default for s in SETTINGS})
+
+
+def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
+    """
+    Read a parameter file of the node without ROS; what it does not name keeps its default.
+
+    Raises
+    ------
+    ValueError
+        For a file that is none, a parameter the node has not, or a value it would refuse.
+
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(errors='replace'))
+        sections = [
+            content[name]['ros__parameters']
+            for name in ('/**', node, f'/{node}', f'/**/{node}') if name in content
+        ]  # fmt: skip
+        given = {key: value for section in sections for key, value in section.items()}
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f'{path}: not a parameter file ({error!r}); expected "/**: ros__parameters: ..."'
+        ) from None
+    if not sections:
+        raise ValueError(f'{path}: it has parameters for neither /** nor {node}')
+    for name, value in given.items():
+        if name.startswith('qos_overrides') or name == 'use_sim_time':
+            continue  # they mean nothing without ROS
+        if name not in BY_NAME:
+            raise ValueError(f'{path}: the node has no parameter {name!r}')
+        problem = BY_NAME[name].mistake(value)
+        if problem:
+            raise ValueError(f'{path}: {problem}')
+    return defaults().but({name: given[name] for name in given.keys() & BY_NAME.keys()})
 
 
 def to_yaml() -> str:
@@ -188,7 +339,8 @@ def to_yaml() -> str:
     for s in SETTINGS:
         values = f' Values: {s.values}.' if s.values else ''
         text = s.description + values + (' Set at start only.' if s.fixed else '')
-        default = str(s.default).lower() if isinstance(s.default, bool) else s.default
+        default = f"'{s.default}'" if s.default == '' else s.default
+        default = str(default).lower() if isinstance(default, bool) else default
         lines += [f'    # {line}' for line in textwrap.wrap(text, 93)]
         lines += [f'    {s.name}: {default}', '']
     return '\n'.join(lines)

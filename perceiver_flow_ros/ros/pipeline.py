@@ -23,6 +23,7 @@ from std_msgs.msg import Header
 from perceiver_flow_ros.flow.color import flow_to_color
 from perceiver_flow_ros.flow.estimator import FlowEstimator
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame, to_message
+from perceiver_flow_ros.ros.cues import Cues
 from perceiver_flow_ros.ros.frames import Frame, why_no_pair, Worker
 from perceiver_flow_ros.ros.notices import explain
 from perceiver_flow_ros.ros.parameters import Settings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode
 
 WARM_UP_SIZE = (368, 496)  # one tile of the official model
+DENSE = {'flow', 'flow/previous', 'flow/color', 'time_to_contact', 'confidence'}
 DEFAULT_THREADS: dict[str, int] = {}  # before the first change
 
 
@@ -52,12 +54,13 @@ class Pipeline:
         self._loader = loader
         self._previous: Frame | None = None
         self._forget = False  # the previous frame, when the next one comes
-        self._flow, self._time, self._color = (
-            create_output(node, kind, name, node.diagnostics.output_incompatible)
-            for kind, name in (
-                (Image, '~/flow'), (TimeReference, '~/flow/previous'), (Image, '~/flow/color'),
+        self._outputs = {
+            name: create_output(node, kind, f'~/{name}', node.diagnostics.output_incompatible)
+            for name, kind in (
+                ('flow', Image), ('flow/previous', TimeReference), ('flow/color', Image),
             )
-        )  # fmt: skip
+        }  # fmt: skip
+        self.cues = Cues(node)
         self.worker = Worker(self._process, node.settings.capacity)
         self.painter = Worker(self._paint, node.settings.capacity)
         self.worker.start()
@@ -65,16 +68,18 @@ class Pipeline:
 
     def subscribers(self) -> dict[str, int]:
         """Count the subscribers of each output."""
-        outputs = self._flow, self._time, self._color
+        outputs = [*self._outputs.values(), *self.cues.outputs.values()]
         return {output.topic_name: output.get_subscription_count() for output in outputs}
 
-    def is_wanted(self) -> bool:
-        """Tell whether anybody subscribes to an output."""
-        return any(self.subscribers().values())
+    def wanted(self) -> set[str]:
+        """Name what has to be published."""
+        flow = {name for name, out in self._outputs.items() if out.get_subscription_count()}
+        return flow | self.cues.wanted()
 
     def restart(self) -> None:
-        """Have the next image start a new pair."""
+        """Have the next image start a new pair, and the next pair a new pose."""
         self._forget = True
+        self.cues.motion.reset()
 
     def clear(self) -> None:
         """Drop what waits."""
@@ -120,7 +125,8 @@ class Pipeline:
 
     def _follow(self, message: Image) -> None:
         estimator = self.estimator
-        if estimator is None or not self.is_wanted():
+        wanted = self.wanted()
+        if estimator is None or not wanted:
             self._previous = None
             return
         frame = Frame(message.header, to_frame(message))
@@ -131,22 +137,42 @@ class Pipeline:
         obstacle = why_no_pair(previous, frame, self._node.settings.max_frame_gap)
         if obstacle:
             self._node.diagnostics.restarted(*obstacle)
+            self._odometry_without(obstacle[0], previous, frame)
             return
         start = time.perf_counter()
-        flow = estimator(previous.image, frame.image)
+        pair = previous.image, frame.image
+        settings = self._node.settings
+        grid = settings.odometry_grid
+        backward = None
+        if wanted & DENSE or not decodes_points(estimator, grid):
+            stride, flow = estimator.query_stride, estimator(*pair)
+            if 'confidence' in wanted or (settings.forward_backward and self.cues.wanted()):
+                backward = estimator(*pair[::-1])
+        else:  # motion alone needs but a sparse grid
+            stride, flow = grid, on_grid(estimator, *pair, grid)
+            if settings.forward_backward:
+                backward = on_grid(estimator, *pair[::-1], grid)
         took = time.perf_counter() - start
         self._publish(previous, frame, flow)
+        self.cues.follow(previous, frame, flow, stride, backward, self.cues.wanted())
         self._node.diagnostics.flowed(frame.stamp / 1e9, took)
+
+    def _odometry_without(self, obstacle: str, previous: Frame, frame: Frame) -> None:
+        """Tell the odometry of two images that make no pair."""
+        if obstacle == 'backward':  # a bag that starts again starts a new pose
+            self.cues.motion.reset()
+        elif obstacle != 'repeated' and self.cues.wanted():
+            self.cues.missed(previous, frame)
 
     def _publish(self, previous: Frame, frame: Frame, flow: np.ndarray) -> None:
         """Publish what is subscribed to, under the header of the image that the flow leads to."""
-        if self._time.get_subscription_count():
+        if self._outputs['flow/previous'].get_subscription_count():
             reference = TimeReference(header=frame.header, time_ref=previous.header.stamp)
             reference.source = 'previous image'
-            self._time.publish(reference)
-        if self._flow.get_subscription_count():
-            self._flow.publish(to_message(flow, '32FC2', frame.header))
-        if self._color.get_subscription_count():
+            self._outputs['flow/previous'].publish(reference)
+        if self._outputs['flow'].get_subscription_count():
+            self._outputs['flow'].publish(to_message(flow, '32FC2', frame.header))
+        if self._outputs['flow/color'].get_subscription_count():
             self.painter.put((flow, frame.header))
 
     # In the painter's thread
@@ -155,10 +181,24 @@ class Pipeline:
         flow, header = item
         try:
             color = flow_to_color(flow, self._node.settings.color_max_magnitude or None)
-            self._color.publish(to_message(color, 'rgb8', header))
+            self._outputs['flow/color'].publish(to_message(color, 'rgb8', header))
         except Exception as error:
             if self._node.context.ok():
                 self._node.diagnostics.notices.error('color', f'no colour: {explain(error)}')
+
+
+def decodes_points(estimator: FlowEstimator, grid: int) -> bool:
+    """Tell whether a grid costs less than the whole image: for the official model it does."""
+    return estimator.name == 'official' and grid > estimator.query_stride
+
+
+def on_grid(
+    estimator: FlowEstimator, previous: np.ndarray, current: np.ndarray, grid: int
+) -> np.ndarray:
+    """Estimate the flow (h, w, 2) at every `grid`-th row and column."""
+    height, width = previous.shape[:2]
+    points = np.stack(np.meshgrid(np.arange(0, width, grid), np.arange(0, height, grid)), -1)
+    return estimator.at(previous, current, points.reshape(-1, 2)).reshape(points.shape)
 
 
 def _set_threads(count: int) -> None:
