@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Optical flow of a camera topic.
+Optical flow and odometry of a camera topic.
 
 ros2 launch perceiver_flow_ros perceiver_flow.launch.py image:=/camera/image_raw
 """
@@ -16,6 +16,9 @@ CONFIG = os.path.join(get_package_share_directory('perceiver_flow_ros'), 'config
 ARGUMENTS = {
     'image': ('image', 'Topic of the images.'),
     'camera_info': ('', 'Topic of their calibration. Default: camera_info beside the images.'),
+    'depth': ('depth', 'Topic of registered depth images, for scale_source depth.'),
+    'range': ('range', 'Topic of a range sensor that looks down, for scale_source range.'),
+    'imu': ('imu', 'Topic of an imu with a gyro, unless gyro is off.'),
     'model': ('', 'lite, official, dis, a path or a Hugging Face id. Default: as in params_file.'),
     'device': ('', 'auto, cpu, cuda or cuda:N. Default: as in params_file.'),
     'namespace': ('', 'Namespace of the node.'),
@@ -41,7 +44,11 @@ def launch_node(context):
             name='perceiver_flow',
             namespace=given['namespace'],
             parameters=[given['params_file'], changes],
-            remappings=[('image', given['image']), ('camera_info', info)],
+            remappings=[
+                ('image', given['image']),
+                ('camera_info', info),
+                *((name, given[name]) for name in ('depth', 'range', 'imu')),
+            ],
             additional_env={'FASTDDS_DEFAULT_PROFILES_FILE': profile} if profile else {},
             output='screen',
         )

@@ -83,18 +83,22 @@ def test_defaults(launched, prefix):
     assert (node['package'], node['executable']) == ('perceiver_flow_ros', 'perceiver_flow_node')
     assert node['parameters'] == [str(share / 'config' / 'perceiver_flow.yaml'), {}]
     assert yaml.safe_load(Path(node['parameters'][0]).read_text())
-    assert node['remappings'] == [('image', 'image'), ('camera_info', 'camera_info')]
+    names = ('image', 'camera_info', 'depth', 'range', 'imu')
+    assert node['remappings'] == [(name, name) for name in names]
     profile = node['additional_env']['FASTDDS_DEFAULT_PROFILES_FILE']
     assert Path(profile) == share / 'config' / 'fastdds.xml' and Path(profile).exists()
 
 
 def test_arguments(launched, monkeypatch):
-    node = launched(image='/front/image_raw', model='dis', device='cpu', namespace='robot')
+    node = launched(
+        image='/front/image_raw', model='dis', device='cpu', namespace='robot', imu='/imu/data',
+    )  # fmt: skip
     assert node['namespace'] == 'robot'
     assert node['parameters'][1] == {'model': 'dis', 'device': 'cpu'}
     assert set(node['parameters'][1]) <= set(BY_NAME)
     assert dict(node['remappings']) == {
-        'image': '/front/image_raw', 'camera_info': '/front/camera_info'
+        'image': '/front/image_raw', 'camera_info': '/front/camera_info',
+        'depth': 'depth', 'range': 'range', 'imu': '/imu/data',
     }  # fmt: skip
     node = launched(camera_info='/calibration', params_file='mine.yaml', fastdds_profile='')
     assert dict(node['remappings'])['camera_info'] == '/calibration'
