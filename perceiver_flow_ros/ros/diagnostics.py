@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 WINDOW = 5.0  # s, of the rates
 PLAUSIBLE_LATENCY = 60.0  # s; above it or below zero, stamps and node are on different clocks
+LONGEST_TEXT = 500  # characters: a broken message may hold an encoding of any length
 MUCH_LOST = 0.1  # of the images since the last report
 LOST_REMEDY = (
     'give camera and node the Fast DDS profile config/fastdds.xml '
@@ -124,7 +125,7 @@ class Diagnostics:
         with self._lock:
             self._counts['failed'] += 1
             self._failing = True
-            self._last_error = error
+            self._last_error = error = error[:LONGEST_TEXT]
         self.notices.error(kind, error)
 
     def restarted(self, kind: str, reason: str) -> None:
@@ -202,6 +203,10 @@ class Diagnostics:
             return ERROR, node.reason
         if not node.active:
             return OK, 'inactive' if node.pipeline.estimator else 'unconfigured'
+        flow = node.resolve_topic_name('~/flow')
+        if node.count_publishers(flow) > 1:
+            text = f'another node publishes {flow}, too: give one another name or namespace'
+            return self._warning('twice', text)
         if not node.pipeline.wanted():
             return OK, 'idle: nobody subscribes'
         if self._failing:
@@ -227,10 +232,11 @@ class Diagnostics:
             'device': estimator.device if estimator else settings.device,
             'precision': estimator.precision if estimator else settings.precision,
             'rate': f'{self._flows.hz(now):.2f} Hz',
-            'latency': _mean_and_p95(latency)
+            'latency': _statistics(latency)
             if plausible
             else f'unknown: image stamps are {middle:.0f} s off the clock of this node',
-            'inference': _mean_and_p95(inference),
+            'inference': _statistics(inference),
+            'GPU memory': self._node.pipeline.gpu_memory(),
             **counts,
             'last error': self._last_error or 'none',
             **{f'subscribers of {topic}': count for topic, count in subscribers.items()},
@@ -288,7 +294,8 @@ def _status(name: str, level: bytes, message: str, values: dict[str, Any]) -> Di
     return DiagnosticStatus(name=name, level=level, message=message, values=pairs)
 
 
-def _mean_and_p95(seconds: list[float]) -> str:
+def _statistics(seconds: list[float]) -> str:
     if not seconds:
         return 'none yet'
-    return f'mean {1e3 * np.mean(seconds):.1f} ms, p95 {1e3 * np.percentile(seconds, 95):.1f} ms'
+    values = np.mean(seconds), np.percentile(seconds, 95), np.max(seconds)
+    return 'mean {:.1f} ms, p95 {:.1f} ms, max {:.1f} ms'.format(*(1e3 * v for v in values))

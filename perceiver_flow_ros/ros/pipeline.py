@@ -88,7 +88,9 @@ class Pipeline:
 
     def stop(self, timeout: float) -> bool:
         """End the threads; tell whether each did within `timeout` seconds."""
-        return all([self.worker.stop(timeout), self.painter.stop(timeout)])
+        end = time.monotonic() + timeout  # of both together: a process has 2 s to end
+        threads = self.worker, self.painter
+        return all([thread.stop(max(end - time.monotonic(), 0.0)) for thread in threads])
 
     # In the worker's thread
 
@@ -103,6 +105,13 @@ class Pipeline:
         blank = np.zeros((*WARM_UP_SIZE, 3), np.uint8)
         estimator(blank, blank)
         return estimator
+
+    def gpu_memory(self) -> str:
+        """Tell the GPU memory that this process has taken from its device."""
+        torch, estimator = sys.modules.get('torch'), self.estimator
+        if torch is None or estimator is None or not estimator.device.startswith('cuda'):
+            return 'none'
+        return f'{torch.cuda.memory_reserved(estimator.device) / 2**20:.0f} MiB'
 
     def free(self) -> None:
         """Give the estimator's memory back."""
