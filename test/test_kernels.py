@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
 
@@ -27,6 +28,8 @@ TILE = (8, 18)
 # Small, so that sizes that take the interpreter a second have many blocks, the last one not full
 BLOCKS = Blocks(read=(16, 16), write=(2, 8, 16, 64), read_stages=1, write_stages=1)
 LARGER = Blocks(read=(32, 32), write=(4, 8, 32, 64), read_stages=1, write_stages=1)
+HOST = {'tensor', 'as_tensor', 'new_tensor', 'from_numpy', 'cpu', 'numpy', 'item', 'tolist',
+        'nonzero', 'unique', 'masked_select', '__bool__', '__int__', '__float__', '__index__'}
 precisions = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16, torch.float16],
                                      ids=lambda dtype: str(dtype).removeprefix('torch.'))
 
@@ -201,3 +204,20 @@ def test_a_pair_is_one_graph(network, loaded):
     (_, output), = fast.replay._graphs.values()
     assert output is not None                                   # captured, not just called
     np.testing.assert_array_equal(fast(*pair), first)
+
+
+@pytest.mark.parametrize('tiling', ['tile', 'resize'])
+def test_a_pair_never_asks_the_host(network, loaded, tiling):
+    """What a CUDA graph cannot hold: numbers from the host, and decisions on values."""
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            assert getattr(function, '__name__', '') not in HOST, function
+            return function(*args, **(kwargs or {}))
+
+    fast = CudaFlow(CudaNetwork(network, blocks=LARGER), tiling, 4)
+    frames = torch.from_numpy(frame_pair(*TILE)).to(DEVICE)
+    plan = fast._plan(*TILE)
+    with torch.inference_mode(), Watched():
+        plan(frames, 4)
+    with torch.inference_mode(), pytest.raises(AssertionError), Watched():
+        assert plan(frames, 4).isfinite().all()

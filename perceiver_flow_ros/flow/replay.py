@@ -109,7 +109,6 @@ class Upload:
         host = self._host.numpy()
         if self._filled and np.array_equal(previous, host[1]):
             self.frames[0].copy_(self.frames[1])
-            host[0] = previous
         else:
             host[0] = previous
             self.frames[0].copy_(self._host[0], non_blocking=True)
