@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -85,7 +87,10 @@ class BagWriter:
             if isinstance(message, (bytes, memoryview))
             else TYPES.serialize_cdr(message, msgtype)
         )
-        self._writer.write(self._connections[topic], stamp, data)
+        try:
+            self._writer.write(self._connections[topic], stamp, data)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unwritten(error) from error
 
     def __exit__(self, kind, error, traceback) -> None:
         """Move the whole bag to its place, or clear away what there is of it."""
@@ -96,8 +101,17 @@ class BagWriter:
             self._writer.close()
             bag = self._writer.path
             self._install(bag / (bag.name + SUFFIXES[self.storage]) if self.single_file else bag)
+        except (OSError, sqlite3.Error) as failure:
+            if kind is None:  # else what went wrong first is told
+                raise self._unwritten(failure) from failure
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _unwritten(self, error: Exception) -> OSError:
+        """Name the bag: neither a full disk nor SQLite does."""
+        number = getattr(error, 'errno', None) or errno.EIO
+        text = getattr(error, 'strerror', None) or f'{error} (is the disk full?)'
+        return OSError(number, text, str(self.path))
 
     def _install(self, bag: Path) -> None:
         replaced = self._partial / '.replaced'
