@@ -221,3 +221,10 @@ def test_a_pair_never_asks_the_host(network, loaded, tiling):
         plan(frames, 4)
     with torch.inference_mode(), pytest.raises(AssertionError), Watched():
         assert plan(frames, 4).isfinite().all()
+
+
+@pytest.mark.slow
+@precisions
+def test_with_the_blocks_that_are_used(precision):
+    checks = list(check_kernels(DEVICE, Sizes(2, 9, 75, 130, 512), precision, 1))
+    assert not [check for check in checks if not check.passed]
