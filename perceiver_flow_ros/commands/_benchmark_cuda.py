@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from perceiver_flow_ros.commands._gpu import ceilings, gpu, seconds
 from perceiver_flow_ros.commands._kernel_checks import ALLOWED, check_kernels, Sizes
 from perceiver_flow_ros.commands.benchmark import (
     frame_pair,
@@ -92,7 +93,7 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) ->
             if not check.passed:
                 report['failed'].append(f'{check.kernel} {name_of(precision)}')
 
-    report['ceilings'] = ceilings(device, setup)
+    report['ceilings'] = ceilings(device, setup.matrix, setup.copied)
     say('\nceilings: ' + ', '.join(f'{rate / 1e12:.0f} TFLOP/s {name}' for name, rate in
                                    report['ceilings']['matrix'].items())
         + f', {report["ceilings"]["copy"] / 1e12:.2f} TB/s copied')
@@ -117,55 +118,6 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) ->
 def name_of(precision: torch.dtype) -> str:
     """Give 'float32' for torch.float32."""
     return str(precision).removeprefix('torch.')
-
-
-def gpu(device: torch.device) -> dict[str, Any]:
-    """Describe the GPU and what runs on it."""
-    import triton
-
-    if device.type != 'cuda':
-        return {'gpu': "no GPU, Triton's interpreter", 'triton': triton.__version__}
-    properties = torch.cuda.get_device_properties(device)
-    return {'gpu': properties.name, 'capability': f'{properties.major}.{properties.minor}',
-            'multiprocessors': properties.multi_processor_count,
-            'gpu_memory': properties.total_memory, 'cuda': torch.version.cuda,
-            'triton': triton.__version__}
-
-
-def seconds(task: Callable[[int], Any], device: torch.device, repeat: int) -> list[float]:
-    """Time ``task(i)`` on the device, after up to three warm-ups."""
-    taken, warm = [], min(repeat, 3)
-    for i in range(warm + repeat):
-        if device.type == 'cuda':
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            task(i)
-            end.record()
-            end.synchronize()
-            taken.append(start.elapsed_time(end) / 1e3)
-        else:
-            before = time.perf_counter()
-            task(i)
-            taken.append(time.perf_counter() - before)
-    return taken[warm:]
-
-
-def ceilings(device: torch.device, setup: Setup) -> dict[str, Any]:
-    """Measure what this GPU does at best: operations a second, bytes a second read and written."""
-    n, rates = setup.matrix, {}
-    for name, dtype, tf32 in (('float32', torch.float32, False), ('tf32', torch.float32, True),
-                              ('bfloat16', torch.bfloat16, False),
-                              ('float16', torch.float16, False)):
-        a = [torch.randn(n, n, device=device).to(dtype) for _ in range(3)]
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        took = seconds(lambda i, a=a: a[i % 3] @ a[(i + 1) % 3], device, 10)
-        torch.backends.cuda.matmul.allow_tf32 = before
-        rates[name] = 2 * n ** 3 / statistics.median(took)
-    source = torch.randint(256, (setup.copied,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    took = seconds(lambda _: target.copy_(source), device, 10)
-    return {'matrix': rates, 'copy': 2 * setup.copied / statistics.median(took)}
 
 
 def work(config: OfficialConfig, tiles: int, queries: int) -> float:

@@ -13,7 +13,7 @@ CONTENT = tl.constexpr(64)      # channels f of a pixel
 TOKEN = tl.constexpr(322)       # channels of a token, and of what the decoder reads
 MAIN = tl.constexpr(256)        # they are 256 + 64 + 2: widths are powers of two,
 REST = tl.constexpr(64)
-LAST = tl.constexpr(16)         # the last two in a block of 16, then a 1 (its sum is the divisor)
+LAST = tl.constexpr(16)         # the last two in a block of 16, then a 1 (its sum: divisor)
 VALUE = tl.constexpr(336)       # = 256 + 64 + 16, the stride of what is read
 HIDDEN = tl.constexpr(384)      # the decoder's hidden layer, 322 in blocks of 64
 
