@@ -401,7 +401,7 @@ def test_silence_is_explained(rig):
     r = rig(model='dis', image_timeout=0.1)
     assert 'nothing publishes /image; no other image' in r.status('input', 'no image for').message
     camera = r.peer.create_publisher(Image, '/front/image_raw', 1)
-    status = r.status('input', 'there is /front/image_raw (remap: -r image:=TOPIC)')
+    status = r.status('input', 'there is /front/image_raw (remap: -r image:=TOPIC; ')
     assert status.level == WARN
     r.peer.destroy_publisher(camera)
     r.peer.create_publisher(Image, '/image', 1)

@@ -16,18 +16,19 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.timer import Timer
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from perceiver_flow_ros.ros.notices import Notices
+from perceiver_flow_ros.ros.rates import durations, Rate
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-WINDOW = 5.0  # s, of the rates
 PLAUSIBLE_LATENCY = 60.0  # s; above it or below zero, stamps and node are on different clocks
 LONGEST_TEXT = 500  # characters: a broken message may hold an encoding of any length
 MUCH_LOST = 0.1  # of the images since the last report
+IMAGE_TYPES = {'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'}
 LOST_REMEDY = (
     'give camera and node the Fast DDS profile config/fastdds.xml '
     '(FASTDDS_DEFAULT_PROFILES_FILE), or set image_reliability to reliable'
@@ -47,7 +48,7 @@ class Diagnostics:
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._timer: Timer | None = None
         self._lock = threading.Lock()
-        self._arrivals, self._flows = _Rate(), _Rate()
+        self._arrivals, self._flows = Rate(), Rate()
         self._latency: deque[float] = deque(maxlen=100)
         self._inference: deque[float] = deque(maxlen=100)
         self._counts = {'flows': 0, 'failed': 0, 'restarted': 0, 'lost': 0}
@@ -76,13 +77,18 @@ class Diagnostics:
         self._failing = False
         self._incompatible = ''
 
-    def arrived(self, message: Image) -> None:
+    def arrived(self, message: Image | CompressedImage) -> None:
         """Note an image from the subscription."""
         now = self._now()
         with self._lock:
             self._arrivals.tick(now)
             self._waiting_since = now
+        if isinstance(message, Image):  # else they are known when it is decoded
             self._format = message.width, message.height, message.encoding
+
+    def decoded(self, height: int, width: int, kind: str) -> None:
+        """Note what a compressed image was."""
+        self._format = width, height, kind
 
     def described(self, info: CameraInfo) -> None:
         """Note a camera_info."""
@@ -180,9 +186,10 @@ class Diagnostics:
             found = ', '.join(
                 name
                 for name, types in self._node.get_topic_names_and_types()
-                if 'sensor_msgs/msg/Image' in types and name != topic and not name.startswith(own)
+                if IMAGE_TYPES & {*types} and name != topic and not name.startswith(own)
             )
-            other = f'there is {found} (remap: -r image:=TOPIC)' if found else 'no other image'
+            hint = '-r image:=TOPIC; for TOPIC/compressed set image_transport to compressed'
+            other = f'there is {found} (remap: {hint})' if found else 'no other image'
             return f'nothing publishes {topic}; {other}'
         if self._incompatible:
             return self._incompatible
@@ -232,10 +239,10 @@ class Diagnostics:
             'device': estimator.device if estimator else settings.device,
             'precision': estimator.precision if estimator else settings.precision,
             'rate': f'{self._flows.hz(now):.2f} Hz',
-            'latency': _statistics(latency)
+            'latency': durations(latency)
             if plausible
             else f'unknown: image stamps are {middle:.0f} s off the clock of this node',
-            'inference': _statistics(inference),
+            'inference': durations(inference),
             'GPU memory': self._node.pipeline.gpu_memory(),
             **counts,
             'last error': self._last_error or 'none',
@@ -268,34 +275,6 @@ class Diagnostics:
         return self._node.get_clock().now().nanoseconds / 1e9
 
 
-class _Rate:
-    """Events per second over the last seconds; a clock that goes back starts it afresh."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._times: deque[float] = deque()
-
-    def tick(self, now: float) -> None:
-        with self._lock:
-            if self._times and now < self._times[-1]:
-                self._times.clear()
-            self._times.append(now)
-
-    def hz(self, now: float) -> float:
-        with self._lock:
-            while self._times and now - self._times[0] > WINDOW:
-                self._times.popleft()
-            span = self._times[-1] - self._times[0] if self._times else 0.0
-            return (len(self._times) - 1) / span if span > 0 else 0.0
-
-
 def _status(name: str, level: bytes, message: str, values: dict[str, Any]) -> DiagnosticStatus:
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return DiagnosticStatus(name=name, level=level, message=message, values=pairs)
-
-
-def _statistics(seconds: list[float]) -> str:
-    if not seconds:
-        return 'none yet'
-    values = np.mean(seconds), np.percentile(seconds, 95), np.max(seconds)
-    return 'mean {:.1f} ms, p95 {:.1f} ms, max {:.1f} ms'.format(*(1e3 * v for v in values))

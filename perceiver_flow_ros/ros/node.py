@@ -22,7 +22,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from perceiver_flow_ros.flow.estimator import FlowEstimator, load_estimator
@@ -52,7 +52,6 @@ class FlowNode(LifecycleNode):
         self, *, loader: Callable[..., FlowEstimator] = load_estimator, **arguments: Any
     ) -> None:
         super().__init__('perceiver_flow', **arguments)
-        self.image_topic = self.resolve_topic_name('image')
         self.camera_info_topic = self.resolve_topic_name('camera_info')
         self.active = False
         self.reason = ''  # why a lifecycle step failed
@@ -61,6 +60,9 @@ class FlowNode(LifecycleNode):
         self._replacement: FlowEstimator | None = None  # loaded for a parameter change under way
 
         self.settings = parameters.declare(self)
+        self.image_topic = self.resolve_topic_name('image')
+        if self.settings.image_transport == 'compressed':  # image_transport's convention
+            self.image_topic = self.resolve_topic_name(f'{self.image_topic}/compressed')
         self.diagnostics = Diagnostics(self)
         self.pipeline = Pipeline(self, loader)
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -140,9 +142,12 @@ class FlowNode(LifecycleNode):
             'reliability': self.settings.image_reliability,
             'on_incompatible': self.diagnostics.input_incompatible,
         }
+        image = Image, 'image'
+        if self.settings.image_transport == 'compressed':
+            image = CompressedImage, self.image_topic
         lost = self.diagnostics.lost
         self._inputs = [
-            create_input(self, Image, 'image', self.on_image, on_lost=lost, **qos),
+            create_input(self, *image, self.on_image, on_lost=lost, **qos),
             create_input(self, CameraInfo, 'camera_info', self.on_camera_info, **qos),
         ]
         self._subscribe_to_sensors()
@@ -157,7 +162,7 @@ class FlowNode(LifecycleNode):
         while inputs:
             self.destroy_subscription(inputs.pop())
 
-    def on_image(self, message: Image) -> None:
+    def on_image(self, message: Image | CompressedImage) -> None:
         """Take an image from the subscription."""
         self.diagnostics.arrived(message)
         self.pipeline.worker.put(message)

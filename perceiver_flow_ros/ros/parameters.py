@@ -138,6 +138,11 @@ SETTINGS = (
         'nothing on the way.',
     ),
     Setting(
+        'image_transport', 'raw', choices=('raw', 'compressed'), fixed=True,
+        description='compressed subscribes to sensor_msgs/CompressedImage (JPEG or PNG) on '
+        'image/compressed instead of image.',
+    ),
+    Setting(
         'scale_source', 'none', choices=SCALES,
         description='Where metres come from: camera_height (of a forward camera above the '
         'ground), depth (registered depth images on `depth`), range (distance along the '

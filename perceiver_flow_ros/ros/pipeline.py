@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import Image, TimeReference
+from sensor_msgs.msg import CompressedImage, Image, TimeReference
 from std_msgs.msg import Header
 
 from perceiver_flow_ros.flow.color import flow_to_color
 from perceiver_flow_ros.flow.estimator import FlowEstimator
+from perceiver_flow_ros.ros.compressed import decode, encode
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame, to_message
 from perceiver_flow_ros.ros.cues import Cues
 from perceiver_flow_ros.ros.frames import Frame, why_no_pair, Worker
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode
 
 WARM_UP_SIZE = (368, 496)  # one tile of the official model
-DENSE = {'flow', 'flow/previous', 'flow/color', 'time_to_contact', 'confidence'}
+COLORS = {'flow/color', 'flow/color/compressed'}
+DENSE = {'flow', 'flow/previous', *COLORS, 'time_to_contact', 'confidence'}
 DEFAULT_THREADS: dict[str, int] = {}  # before the first change
 
 
@@ -58,6 +60,7 @@ class Pipeline:
             name: create_output(node, kind, f'~/{name}', node.diagnostics.output_incompatible)
             for name, kind in (
                 ('flow', Image), ('flow/previous', TimeReference), ('flow/color', Image),
+                ('flow/color/compressed', CompressedImage),
             )
         }  # fmt: skip
         self.cues = Cues(node)
@@ -121,7 +124,7 @@ class Pipeline:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _process(self, message: Image) -> None:
+    def _process(self, message: Image | CompressedImage) -> None:
         """Work on one image. Whatever is wrong with it, the node lives and says so."""
         diagnostics = self._node.diagnostics
         try:
@@ -132,13 +135,13 @@ class Pipeline:
             if self._node.context.ok():  # else it came of the shutdown
                 diagnostics.failed('inference', f'no flow: {explain(error)}')
 
-    def _follow(self, message: Image) -> None:
+    def _follow(self, message: Image | CompressedImage) -> None:
         estimator = self.estimator
         wanted = self.wanted()
         if estimator is None or not wanted:
             self._previous = None
             return
-        frame = Frame(message.header, to_frame(message))
+        frame = Frame(message.header, self._pixels(message))
         previous, self._previous = (None if self._forget else self._previous), frame
         self._forget = False
         if previous is None:
@@ -166,6 +169,14 @@ class Pipeline:
         self.cues.follow(previous, frame, flow, stride, backward, self.cues.wanted())
         self._node.diagnostics.flowed(frame.stamp / 1e9, took)
 
+    def _pixels(self, message: Image | CompressedImage) -> np.ndarray:
+        if isinstance(message, Image):
+            return to_frame(message)
+        image = decode(message)
+        kind = 'grey' if image.ndim == 2 else 'colour'
+        self._node.diagnostics.decoded(*image.shape[:2], f'{kind}, compressed')
+        return image
+
     def _odometry_without(self, obstacle: str, previous: Frame, frame: Frame) -> None:
         """Tell the odometry of two images that make no pair."""
         if obstacle == 'backward':  # a bag that starts again starts a new pose
@@ -181,7 +192,7 @@ class Pipeline:
             self._outputs['flow/previous'].publish(reference)
         if self._outputs['flow'].get_subscription_count():
             self._outputs['flow'].publish(to_message(flow, '32FC2', frame.header))
-        if self._outputs['flow/color'].get_subscription_count():
+        if any(self._outputs[name].get_subscription_count() for name in COLORS):
             self.painter.put((flow, frame.header))
 
     # In the painter's thread
@@ -190,7 +201,11 @@ class Pipeline:
         flow, header = item
         try:
             color = flow_to_color(flow, self._node.settings.color_max_magnitude or None)
-            self._outputs['flow/color'].publish(to_message(color, 'rgb8', header))
+            plain, compressed = (self._outputs[name] for name in sorted(COLORS))
+            if plain.get_subscription_count():
+                plain.publish(to_message(color, 'rgb8', header))
+            if compressed.get_subscription_count():
+                compressed.publish(encode(color, header))
         except Exception as error:
             if self._node.context.ok():
                 self._node.diagnostics.notices.error('color', f'no colour: {explain(error)}')
