@@ -16,6 +16,9 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(ROOT / 'config' / 'fastdds.xml')
 # Before torch starts: on a busy machine its threads would spin while they wait, ten times slower.
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+# Before Triton starts: without a GPU its kernels run in its interpreter, on CPU tensors.
+if not list(Path('/dev').glob('nvidia[0-9]*')):
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 def _data(name: str) -> Path:
