@@ -209,7 +209,7 @@ def joint(covariance: np.ndarray, slope: np.ndarray, own: float, length: float) 
     if math.sqrt(own) > VAGUE * length:
         raise Refused(
             Reason.NO_GROUND,
-            f'the translation's length is known to {100 * math.sqrt(own) / length:.0f} % only: '
+            f'the length of the step is known to {100 * math.sqrt(own) / length:.0f} % only: '
             'the surface whose distance is known is plain, or moves too little',
         )
     lean = np.concatenate([np.eye(6), slope[None]])
