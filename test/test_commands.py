@@ -199,6 +199,15 @@ def test_evaluate_finds_every_layout(capsys, tmp_path, layout):
     assert row['model']['epe'] == pytest.approx(1, abs=0.2)
 
 
+def test_evaluate_tells_how_the_confidence_sorts(capsys, tmp_path):
+    make_pair(tmp_path / 'frame10.png', tmp_path / 'frame11.png', tmp_path / 'flow10.flo')
+    command = ['evaluate', str(tmp_path), '--model', 'dis', '--confidence']
+    assert main(command) == 0
+    assert 'AUSE' in capsys.readouterr().out.splitlines()[0]
+    assert main([*command, '--json']) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)['mean']['model']['ause'] < 1
+
+
 def test_evaluate_takes_clean_and_final_and_counts_kitti_once(capsys, tmp_path):
     base = tmp_path / 'MPI' / 'training'
     for kind in ('clean', 'final'):

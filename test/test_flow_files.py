@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from perceiver_flow_ros.flow.color import WHEEL, flow_to_color
 from perceiver_flow_ros.flow.files import read_flow, read_image, write_flow, write_image
-from perceiver_flow_ros.flow.metrics import end_point_error, metrics
+from perceiver_flow_ros.flow.metrics import end_point_error, metrics, sparsification_error
 import pytest
 
 
@@ -200,3 +200,15 @@ def test_metrics_do_not_reward_holes():
         metrics(flow, truth * np.nan)
     with pytest.raises(ValueError, match='differ in shape'):
         metrics(flow, truth[:1])
+
+
+def test_sparsification_error_tells_a_good_confidence_from_a_bad_one():
+    error = np.random.default_rng(0).exponential(size=(40, 50)).astype(np.float32)
+    error[3, :7] = np.nan
+    perfect = sparsification_error(error, np.nan_to_num(-error))
+    none = sparsification_error(error, np.ones_like(error))
+    worst = sparsification_error(error, np.nan_to_num(error))
+    assert perfect == pytest.approx(0, abs=1e-6)
+    assert none == pytest.approx(np.mean(1 - np.cumsum(e := np.sort(error[error > 0]))
+                                         / np.arange(1, e.size + 1) / e.mean()), rel=1e-3)
+    assert 0.3 < none < worst

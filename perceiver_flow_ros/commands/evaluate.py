@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'root', type=Path, help='a folder; every pair of a known layout below it is used'
     )
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    parser.add_argument(
+        '--confidence', action='store_true',
+        help='estimate the flow back, too, and tell how well the confidence from both sorts the '
+        'errors: AUSE, the area under the sparsification error (0 is perfect)',
+    )  # fmt: skip
     add_estimator_arguments(parser)
     parser.epilog = f'{parser.epilog}\n\nlayouts:{LAYOUTS}'
 
@@ -68,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         estimators['dis'] = load_estimator('dis', query_stride=args.query_stride)
     rows = []
     for pair in tqdm(pairs, unit='pair', disable=None, file=sys.stderr):
-        rows.append(evaluate_pair(pair, estimators))
+        rows.append(evaluate_pair(pair, estimators, args.confidence))
     report = {
         'model': estimators['model'].name,
         'device': estimators['model'].device,
@@ -85,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_pair(pair: Pair, estimators: dict) -> dict:
+def evaluate_pair(pair: Pair, estimators: dict, confidence: bool = False) -> dict:
     """Give the metrics of every estimator, and of zero flow, on one pair."""
     from perceiver_flow_ros.flow.files import read_flow, read_image
-    from perceiver_flow_ros.flow.metrics import metrics
+    from perceiver_flow_ros.flow.metrics import end_point_error, metrics, sparsification_error
+    from perceiver_flow_ros.odometry import cues
 
     frames = read_image(pair.previous), read_image(pair.current)
     truth = read_flow(pair.truth)
@@ -104,6 +110,10 @@ def evaluate_pair(pair: Pair, estimators: dict) -> dict:
         stride = estimator.query_stride
         flow, seconds = timed(estimator, frames)
         row[name] = {**metrics(flow, truth[::stride, ::stride]), 'seconds': seconds}
+        if confidence:
+            trust = cues.confidence(flow, estimator(*frames[::-1]), stride)
+            error = end_point_error(flow, truth[::stride, ::stride])
+            row[name]['ause'] = sparsification_error(error, trust)
         row['zero'] = metrics(np.zeros_like(flow), truth[::stride, ::stride])
     return row
 
@@ -214,6 +224,8 @@ def table(report: dict) -> str:
     width = max(len('pair'), *(len(row['name']) for row in report['pairs']))
     head = f'{"pair":{width}}  {name + " EPE":>12} {"Fl %":>6} '
     head += f'{">1px %":>7} {">3px %":>7} {">5px %":>7} {"time s":>7}'
+    sorts = 'ause' in report['mean']['model']
+    head += f' {"AUSE":>6}' if sorts else ''
     head += f' | {"DIS EPE":>8} {"Fl %":>6} {"time s":>7}' if beside_dis else ''
     head += f' | {"zero EPE":>8}'
     lines = [head, '-' * len(head)]
@@ -225,6 +237,7 @@ def table(report: dict) -> str:
             f'{row["name"]:{width}}  {model["epe"]:12.2f} {model["fl"]:6.1f} {model["px1"]:7.1f} '
         )
         line += f'{model["px3"]:7.1f} {model["px5"]:7.1f} {model["seconds"]:7.2f}'
+        line += f' {model["ause"]:6.2f}' if sorts else ''
         line += (
             f' | {dis["epe"]:8.2f} {dis["fl"]:6.1f} {dis["seconds"]:7.2f}' if beside_dis else ''
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a flow field is from the true one: end-point error, Fl and outliers."""
+"""How far a flow field is from the true one, and whether its confidence knows it."""
 
 from __future__ import annotations
 
@@ -69,3 +69,28 @@ def metrics(
         **{f'px{limit}': 100 * float(np.mean(error > limit)) for limit in (1, 3, 5)},
         'pixels': int(counted.sum()),
     }
+
+
+def sparsification_error(error: np.ndarray, confidence: np.ndarray) -> float:
+    """
+    Tell how far a confidence is from the perfect one: area under the sparsification error (AUSE).
+
+    Pixels are removed, the least confident ones first; the mean error of those that remain, over
+    the mean error of all, is a curve from 1 down. The area between it and the curve of an oracle,
+    which removes the largest errors first, is 0 for a perfect order (Ilg et al. 2018).
+
+    Parameters
+    ----------
+    error : (H, W) as `end_point_error` gives it; NaN is not counted.
+    confidence : (H, W), larger is better; pixels of equal confidence are removed together.
+
+    """
+    counted = np.isfinite(error)
+    error, confidence = error[counted].astype(np.float64), confidence[counted]
+    if not error.size or not error.any():
+        return 0.0
+    _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    shared = (np.bincount(group, error) / sizes)[np.sort(group)]
+    kept = np.arange(1, error.size + 1)
+    curve, oracle = (np.cumsum(e) / kept for e in (shared, np.sort(error)))
+    return float((curve - oracle).mean() / error.mean())
