@@ -20,12 +20,15 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 
 from perceiver_flow_ros.flow.estimator import load_estimator
+from perceiver_flow_ros.ros import cues
 from perceiver_flow_ros.ros.node import FlowNode
 from ros_images import image_message, seconds
 
 DOMAINS = range(41, 60)
 TIMEOUT = 60.0  # s, for what takes milliseconds
-OUTPUTS = {'flow': Image, 'flow/previous': TimeReference, 'flow/color': Image}
+OUTPUTS = {
+    'flow': Image, 'flow/previous': TimeReference, 'flow/color': Image, **cues.OUTPUTS,
+}  # fmt: skip
 
 
 def _own_domain():

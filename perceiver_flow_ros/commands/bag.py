@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
     from perceiver_flow_ros.commands._bag_pairs import Results
     from perceiver_flow_ros.commands.bagfile import BagWriter
-    from perceiver_flow_ros.ros.parameters import Settings, defaults, read_yaml
+    from perceiver_flow_ros.ros.parameter_file import read_yaml
+    from perceiver_flow_ros.ros.parameters import defaults
 
-    settings: Settings = read_yaml(args.params_file) if args.params_file else defaults()
+    settings = read_yaml(args.params_file) if args.params_file else defaults()
     settings = settings.but({k: v for k in ('model', 'device') if (v := getattr(args, k))})
     _ = settings.odometry  # refused here, before anything is read
     if args.tum and args.tum.exists() and not args.force:

@@ -10,7 +10,6 @@ The node declares them from it and checks changes against it; the config file is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 import textwrap
 from types import SimpleNamespace
 from typing import Any, TYPE_CHECKING
@@ -68,15 +67,6 @@ class Setting:
         if isinstance(value, str) and not value.strip() and not self.optional:
             return f'{self.name} is empty'
         return ''
-
-    def mistake(self, value: Any) -> str:
-        """Why a value is refused, with the checks that rclpy makes; '' if it is not."""
-        if type(value) is not type(self.default):
-            kind = type(self.default).__name__
-            return f'{self.name} is {value!r}, expected a value of type {kind}'
-        if self.low is not None and not self.low <= value <= self.high:
-            return f'{self.name} is {value}, expected {self.values}'
-        return self.problem(value)
 
 
 SETTINGS = (
@@ -288,42 +278,6 @@ def declare(node: Node) -> Settings:
 def defaults() -> Settings:
     """Give every parameter at its default."""
     return Settings(**{s.name: s.default for s in SETTINGS})
-
-
-def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
-    """
-    Read a parameter file of the node without ROS; what it does not name keeps its default.
-
-    Raises
-    ------
-    ValueError
-        For a file that is none, a parameter the node has not, or a value it would refuse.
-
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(errors='replace'))
-        sections = [
-            content[name]['ros__parameters']
-            for name in ('/**', node, f'/{node}', f'/**/{node}') if name in content
-        ]  # fmt: skip
-        given = {key: value for section in sections for key, value in section.items()}
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f'{path}: not a parameter file ({error!r}); expected "/**: ros__parameters: ..."'
-        ) from None
-    if not sections:
-        raise ValueError(f'{path}: it has parameters for neither /** nor {node}')
-    for name, value in given.items():
-        if name.startswith('qos_overrides') or name == 'use_sim_time':
-            continue  # they mean nothing without ROS
-        if name not in BY_NAME:
-            raise ValueError(f'{path}: the node has no parameter {name!r}')
-        problem = BY_NAME[name].mistake(value)
-        if problem:
-            raise ValueError(f'{path}: {problem}')
-    return defaults().but({name: given[name] for name in given.keys() & BY_NAME.keys()})
 
 
 def to_yaml() -> str:
