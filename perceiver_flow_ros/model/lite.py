@@ -36,7 +36,7 @@ class LiteConfig:
     layers: int = 4
     heads: int = 8
     head_channels: int = 64
-    smallest: int = 20          # pixels: the pyramid ends before its shorter side falls below
+    smallest: int = 14          # pixels: the pyramid ends before its shorter side falls below
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -192,8 +192,9 @@ def resize_flow(flow: Tensor, h: int, w: int) -> Tensor:
     """Flow (B, 2, h0, w0) on another grid, its two components scaled each by its own factor."""
     if flow.shape[-2:] == (h, w):
         return flow
-    scale = flow.new_tensor([w / flow.shape[-1], h / flow.shape[-2]]).view(1, 2, 1, 1)
-    return F.interpolate(flow, (h, w), mode='bilinear', align_corners=False) * scale
+    x, y = w / flow.shape[-1], h / flow.shape[-2]
+    u, v = F.interpolate(flow, (h, w), mode='bilinear', align_corners=False).unbind(1)
+    return torch.stack([u * x, v * y], 1)       # (no tensor from the host: CUDA graphs)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
