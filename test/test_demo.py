@@ -118,7 +118,7 @@ def test_rendered_drive_end_to_end(tmp_path):
         assert picture.shape[0] > 150 * rows and picture.shape[1] > 600
         assert picture.std() > 30
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
-        'drive.mcap', 'panel.png', 'timeline.png',
+        'drive.mcap', 'panel.png', 'timeline.png', 'trajectory.png',
     ]  # fmt: skip
 
 

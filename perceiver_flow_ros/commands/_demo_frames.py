@@ -27,6 +27,7 @@ from perceiver_flow_ros.training import scene
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 FRAME_ID = 'camera_optical_frame'
+HEIGHT = 1.5  # m of the rendered camera above the road
 HEADER = header_message(0, FRAME_ID)  # the camera fills in the stamp
 
 
@@ -42,10 +43,13 @@ class Footage:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.views: list[scene.View] = []  # of a rendered drive
+        self.parameters: dict[str, Any] = {}  # of the node, for these frames
         self._args = args
         self._images: np.ndarray | None = None
         source = args.bag or args.video or args.images
         self.name = str(source) if source else 'rendered drive'
+        if not source:
+            self.parameters = {'scale_source': 'camera_height', 'camera_height': HEIGHT}
 
     def store(self, folder: Path) -> tuple[Path, Path, int]:
         """
@@ -110,7 +114,8 @@ class Footage:
 
         def render(i: int) -> scene.View:
             time = i / args.rate
-            return street.render(scene.swerve(time), camera, time, noise=1.0, seed=i)
+            pose = scene.swerve(time, height=HEIGHT)
+            return street.render(pose, camera, time, noise=1.0, seed=i)
 
         def messages() -> Iterator[Any]:
             pool = ThreadPoolExecutor(os.cpu_count())

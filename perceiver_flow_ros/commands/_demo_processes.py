@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CAMERA = {'image': '/camera/image_raw', 'camera_info': '/camera/camera_info'}
-NODE = {name: f'/perceiver_flow/{name}' for name in ('flow', 'flow/previous', 'flow/color')}
+OUTPUTS = ('flow', 'flow/previous', 'flow/color', 'twist', 'odometry')
+NODE = {name: f'/perceiver_flow/{name}' for name in OUTPUTS}
 SHORTEST_WAIT = 5.0  # seconds for the last flow, and for a process to end
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from perceiver_flow_ros.commands import _demo_motion as motion
 from perceiver_flow_ros.commands._demo_frames import Footage
 from perceiver_flow_ros.commands._demo_pictures import Pair, panel, scales, timeline
 from perceiver_flow_ros.commands._demo_processes import NODE, Recording
@@ -135,6 +136,18 @@ def pictures(footage: Footage, flows: list[Flow], report: dict[str, Any]) -> dic
     }
 
 
+def headings(report: dict[str, Any]) -> tuple[str, str]:
+    """Give title and subtitle of the trajectory's picture."""
+    title = f'perceiver_flow, {report["model"]} on {report["device"]}: the way from above'
+    facts = [
+        f'{report["motions"]} motions',
+        f'{report["distance_m"]:.2f} m of {report["true_distance_m"]:.2f} m',
+        f'median errors of a pair: {report["rotation_error_deg"]:.3f} deg of rotation',
+        f'{report["direction_error_deg"]:.2f} deg of direction',
+    ]
+    return title, ',  '.join(facts)
+
+
 def typical(flows: list[Flow]) -> Flow:
     """Choose the flow to show: the one of median error, or the middle one."""
     compared = [flow for flow in flows if 'epe_visible' in (flow.errors or ())]
@@ -183,6 +196,7 @@ def table(report: dict[str, Any]) -> str:
             zero, share = report[f'epe_zero{key}'], report[f'fl{key}']
             note = f'{what}; zero flow: {zero:.2f} px; Fl {share:.1f} %'
             rows.append((name, f'{report["epe" + key]:.2f} px', note))
+    rows += motion.rows(report)
     width, height = report['size']
     head = f'{report["model"]} on {report["device"]} in {report["precision"]}: '
     lines = [f'{head}{report["source"]}, {width}x{height}', '']

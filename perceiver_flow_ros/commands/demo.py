@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo: 0 when flows came, 1 when none did."""
     check(args)
+    from perceiver_flow_ros.commands import _demo_motion as motion
     from perceiver_flow_ros.commands import _demo_processes as processes
     from perceiver_flow_ros.commands import _demo_report as reports
     from perceiver_flow_ros.commands._demo_frames import Footage
@@ -93,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
                 footage.store,
                 Path(folder),
                 rate=args.rate,
-                parameters={'model': model, 'device': args.device, 'quality': args.quality},
+                parameters={
+                    'model': model, 'device': args.device, 'quality': args.quality,
+                    **footage.parameters,
+                },
                 domain=processes.own_domain() if args.domain_id is None else args.domain_id,
                 timeout=args.timeout,
             )
@@ -103,6 +107,11 @@ def run(args: argparse.Namespace) -> int:
         flows = reports.read_flows(recording, footage)
         report = reports.figures(recording, footage, flows, args.rate)
         pictures = reports.pictures(footage, flows, report)
+        if footage.views:
+            moves = motion.read_motions(recording, footage)
+            report |= motion.figures(moves)
+            if moves:
+                pictures['trajectory'] = motion.trajectory(moves, *reports.headings(report))
         bag = args.output / 'drive.mcap'
         reports.write_bag(recording, bag)
     files = {'bag': bag}
