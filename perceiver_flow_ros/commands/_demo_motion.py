@@ -16,6 +16,7 @@ from perceiver_flow_ros.commands.bagfile import TYPES
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
 
 TRUE, FOUND = (120, 200, 130), (255, 170, 64)  # colours of the curves
+WEIGHTS = 6, 2  # pixels: where they agree, both are seen
 WIDTH, STRIP = 1240, 220  # pixels of a plot
 SCALE_SOURCE = 'camera_height'
 
@@ -132,8 +133,8 @@ def trajectory(motions: list[Motion], title: str, subtitle: str) -> np.ndarray:
     write(canvas, subtitle, (MARGIN, MARGIN + 60), 19, FAINT)
 
     offset = np.array([2 * MARGIN, top + (height - size[1] * scale) / 2]) - low * scale
-    for path, colour in zip(paths, (TRUE, FOUND)):
-        _curve(canvas, path * scale + offset, colour)
+    for path, colour, weight in zip(paths, (TRUE, FOUND), WEIGHTS):
+        _curve(canvas, path * scale + offset, colour, weight)
     _ruler(canvas, (2 * MARGIN, top + height - 6), scale)
     _legend(canvas, (WIDTH - 330, top + 4))
 
@@ -152,18 +153,22 @@ def trajectory(motions: list[Motion], title: str, subtitle: str) -> np.ndarray:
         write(canvas, f'{level:.1f} m/s', (MARGIN, y + 5), 15, FAINT)
     span = max(float(np.ptp(times)), 1e-3)
     x = 2 * MARGIN + 50 + (times - times[0]) / span * (WIDTH - 3 * MARGIN - 50)
-    for speed, colour in zip(speeds, (TRUE, FOUND)):
-        _curve(canvas, np.stack([x, top + STRIP - speed / most * STRIP], axis=1), colour)
+    for speed, colour, weight in zip(speeds, (TRUE, FOUND), WEIGHTS):
+        points = np.stack([x, top + STRIP - speed / most * STRIP], axis=1)
+        _curve(canvas, points, colour, weight)
     return canvas
 
 
-def _curve(canvas: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _curve(
+    canvas: np.ndarray, points: np.ndarray, colour: tuple[int, int, int], weight: int
+) -> None:
     """Draw a smooth line through points (N, 2), and a dot at each."""
     fine = 4
     fixed = np.round(points * 2**fine).astype(np.int32)
-    cv2.polylines(canvas, [fixed[:, None]], False, colour, 2, cv2.LINE_AA, fine)
+    cv2.polylines(canvas, [fixed[:, None]], False, colour, weight, cv2.LINE_AA, fine)
     for point in fixed:
-        cv2.circle(canvas, tuple(int(n) for n in point), 3 << fine, colour, -1, cv2.LINE_AA, fine)
+        x, y = (int(n) for n in point)
+        cv2.circle(canvas, (x, y), (1 + weight) << fine, colour, -1, cv2.LINE_AA, fine)
 
 
 def _ruler(canvas: np.ndarray, at: tuple[int, int], scale: float) -> None:

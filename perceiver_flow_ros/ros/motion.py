@@ -197,7 +197,7 @@ class Motion:
         for name, look in (('depth', self._depth), ('range', self._height)):
             if settings.scale_source == name:
                 try:
-                    found |= look(before)
+                    found |= look(before, now)
                 except ValueError as error:
                     remarks.append(str(error))
         if settings.gyro != 'off':
@@ -207,20 +207,24 @@ class Motion:
                 remarks.append(f'gyro not used: {error}')
         return found, '; '.join(remarks)
 
-    def _depth(self, stamp: float) -> dict[str, Any]:
-        found = self._depths.nearest(stamp)
+    def _depth(self, before: float, now: float) -> dict[str, Any]:
+        """Give the depth of the previous image; of the current one, too, where it has come."""
+        found, newer = self._depths.nearest(before), self._depths.nearest(now)
         if found is None:
             raise ValueError('no depth image has come: remap depth to a registered depth topic')
         try:
-            return {'depth': to_depth(found[1]), 'depth_stamp': found[0]}
+            depths = {'depth': to_depth(found[1]), 'depth_stamp': found[0]}
+            if newer is not found and abs(newer[0] - now) <= self.settings.sync_tolerance:
+                depths['current_depth'] = to_depth(newer[1])
+            return depths
         except BadImage as error:
             raise ValueError(f'depth image refused: {error}') from None
 
-    def _height(self, stamp: float) -> dict[str, Any]:
-        found = self._ranges.nearest(stamp)
+    def _height(self, before: float, now: float) -> dict[str, Any]:
+        found = self._ranges.nearest(before)
         if found is None:
             raise ValueError('no range has come: remap range to the sensor that looks down')
-        off, message = abs(found[0] - stamp), found[1]
+        off, message = abs(found[0] - before), found[1]
         if off > self.settings.sync_tolerance:
             limit = self.settings.sync_tolerance
             raise ValueError(
