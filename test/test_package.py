@@ -116,9 +116,12 @@ def test_what_the_two_commands_install_is_pinned():
                 )
 
 
+CORE = ('model', 'flow', 'odometry', 'training')
+
+
 def test_the_core_knows_nothing_of_ros():
     ros = {'rclpy', 'cv_bridge', 'sensor_msgs', 'std_msgs', 'launch', 'rosbags'}
-    assert not ros & imported(f'{NAME}/model', f'{NAME}/flow', f'{NAME}/training').keys()
+    assert not ros & imported(*(f'{NAME}/{name}' for name in CORE)).keys()
 
 
 def test_ruff_finds_nothing():
