@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import metadata
 
 SUBCOMMANDS = (
-    'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'train', 'fetch_weights', 'demo',
+    'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'odometry', 'train', 'fetch_weights',
+    'demo', 'soak',
 )  # fmt: skip
 
 

@@ -301,9 +301,11 @@ class Odometry:
         # Errors in the frame of the base: P <- Ad(step^-1) P Ad(step^-1)^T + Q.
         ad = adjoint(inverse(step))
         self._covariance = symmetric(ad @ self._covariance @ ad.T + q)
-        pose = self._pose @ step
-        pose[:3, :3] = nearest_rotation(pose[:3, :3])
-        self._pose = pose
+        pose = self._pose
+        if estimate.valid:
+            pose = pose @ step
+            pose[:3, :3] = nearest_rotation(pose[:3, :3])
+            self._pose = pose
         # nav_msgs/Odometry: along and about the axes of odom.
         turn = np.kron(np.eye(2), pose[:3, :3])
         estimate = replace(

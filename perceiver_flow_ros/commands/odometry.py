@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of the ego-motion on sequences with true poses, beside OpenCV's plain estimates."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from perceiver_flow_ros.commands.calibration import read_calibration
+from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
+from perceiver_flow_ros.odometry import Camera, Odometry, Settings, register_depth
+from perceiver_flow_ros.odometry.geometry import inverse, rotation_vector, transform
+
+HELP = 'measure the ego-motion on sequences with true poses, beside OpenCV five-point and PnP'
+EXAMPLE = 'perceiver_flow odometry sequences/kitti_06 --model dis --camera-height 1.65'
+
+LAYOUTS = """
+  KITTI odometry  calib.txt poses.txt times.txt and one folder of images, of camera 0
+  7-Scenes        frame-NNNNNN.color.png|jpg .depth.png .pose.txt (30 Hz; Kinect)"""
+KINECT = 585.0, 525.0, 0.025  # px: focal lengths of depth and colour; m: colour right of depth
+KINECT_RATE = 30.0  # Hz
+THRESHOLD = 1.0  # px, of OpenCV's RANSAC
+GRID = 6  # px, of the vectors OpenCV gets: the textured half of them
+
+
+@dataclass
+class Sequence:
+    """Images, poses and what else a sequence has."""
+
+    layout: str  # 'kitti' | '7scenes'
+    images: list[Path]
+    poses: np.ndarray  # (N, 4, 4) T_world_base
+    times: np.ndarray  # (N,) seconds
+    camera: Camera
+    base_from_camera: np.ndarray | None = None  # (4, 4); None: the poses are the camera's
+    depth: Callable[[int], np.ndarray] | None = None  # (H, W) metres, registered
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this subcommand's arguments."""
+    parser.add_argument('root', type=Path, help='the folder of a sequence')
+    parser.add_argument(
+        '--gaps', type=int, nargs='+', metavar='N', help='frames apart (default: 1; 7-Scenes: 1 5)'
+    )
+    parser.add_argument(
+        '--camera-height', type=float, metavar='M', help='of the camera above the road: metres'
+    )
+    parser.add_argument('--every', type=int, default=1, metavar='N', help='use every n-th pair')
+    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    add_estimator_arguments(parser)
+    parser.epilog = f'{parser.epilog}\n\nlayouts:{LAYOUTS}'
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate the sequence, print the table or JSON."""
+    if not args.root.is_dir():
+        raise NotADirectoryError(20, 'No such folder', str(args.root))
+    if args.every < 1 or any(gap < 1 for gap in args.gaps or ()):
+        raise ValueError('--gaps and --every count frames: expected 1 or more')
+    sequence = find_sequence(args.root)
+    cv2.setNumThreads(1)  # what a pair costs is told for one core
+    gaps = args.gaps or ([1] if sequence.depth is None else [1, 5])
+    estimator = estimator_from(args)
+    report = {
+        'sequence': args.root.resolve().name,
+        'layout': sequence.layout,
+        'frames': len(sequence.images),
+        'model': estimator.name,
+        'gaps': [measure(sequence, estimator, gap, args) for gap in gaps],
+    }
+    print(json.dumps(report, indent=2) if args.json else table(report))
+    return 0
+
+
+def measure(sequence: Sequence, estimator, gap: int, args: argparse.Namespace) -> dict:
+    """Estimate the motion of every pair so many frames apart; give medians and sums."""
+    from tqdm import tqdm
+
+    from perceiver_flow_ros.flow.files import read_image
+
+    scale = 'depth' if sequence.depth else 'camera_height' if args.camera_height else 'none'
+    settings = Settings(scale=scale, camera_height=args.camera_height or 0.0)
+    odometry = Odometry(settings, sequence.base_from_camera)
+    ours, plain, lengths, seconds, kinds = [], [], [], [], {}
+    starts = range(0, len(sequence.images) - gap, args.every)
+    for i in tqdm(starts, f'{gap} apart', unit='pair', disable=None, file=sys.stderr):
+        images = [read_image(sequence.images[k]) for k in (i, i + gap)]
+        flow = estimator(*images)
+        more = {}
+        if sequence.depth:
+            more = {'depth': sequence.depth(i), 'current_depth': sequence.depth(i + gap)}
+        if gap > 1 or args.every > 1 and not args.camera_height:
+            odometry.reset()  # pairs that do not follow each other
+        begin = time.process_time()
+        estimate = odometry.update(
+            flow,
+            sequence.camera,
+            sequence.times[i],
+            sequence.times[i + gap],
+            stride=estimator.query_stride,
+            previous_image=images[0],
+            image=images[1],
+            **more,
+        )
+        seconds.append(time.process_time() - begin)
+        name = estimate.kind or estimate.reason.value
+        kinds[name] = kinds.get(name, 0) + 1
+        true = inverse(sequence.poses[i]) @ sequence.poses[i + gap]
+        if estimate.valid:
+            ours.append(errors(based(estimate.motion, sequence), true))
+            if estimate.metric:
+                lengths.append([np.linalg.norm(t[:3, 3]) for t in (estimate.motion, true)])
+        motion = None
+        if estimator.query_stride == 1:
+            motion = opencv(flow, images[0], sequence.camera, more)
+        if motion is not None:
+            plain.append(errors(based(motion, sequence), true))
+    out = {
+        'gap': gap,
+        'scale': scale,
+        'pairs': len(starts),
+        'valid': len(ours),
+        'kinds': kinds,
+        'seconds': float(np.median(seconds)),
+        'ours': medians(ours, scale == 'depth'),
+        'opencv': medians(plain, scale == 'depth'),
+    }
+    if lengths and scale == 'camera_height':
+        mine, true = np.array(lengths).T
+        out['distance_error'] = float(mine.sum() / true.sum() - 1)
+        out['speed_error'] = float(np.median(np.abs(mine / true - 1)))
+        out['metric'] = len(lengths)
+    return out
+
+
+def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> np.ndarray | None:
+    """Give OpenCV's plain estimate from the same flow: five points, or PnP with depth."""
+    h, w = flow.shape[:2]
+    y, x = (a.ravel() for a in np.mgrid[GRID : h - GRID : GRID, GRID : w - GRID : GRID])
+    before = np.stack([x, y], axis=1).astype(np.float64)
+    after = before + flow[y, x]
+    good = np.isfinite(after).all(axis=1)
+    if 'depth' in more:
+        z = more['depth'][y, x]
+        good &= np.isfinite(z)
+        points = camera.rays(before[good]) * z[good, None]
+        found, turn, shift, _ = cv2.solvePnPRansac(
+            points, after[good], camera.matrix, None, reprojectionError=THRESHOLD
+        )
+        return inverse(transform(cv2.Rodrigues(turn)[0], shift[:, 0])) if found else None
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    texture = cv2.cornerMinEigenVal(grey, 7)[y, x]
+    good &= texture > np.median(texture)
+    before, after = before[good], after[good]
+    found, mask = cv2.findEssentialMat(
+        before, after, camera.matrix, cv2.RANSAC, prob=0.999, threshold=THRESHOLD
+    )
+    if found is None:
+        return None
+    _, turn, shift, _ = cv2.recoverPose(found[:3], before, after, camera.matrix, mask=mask)
+    return inverse(transform(turn, shift[:, 0]))
+
+
+def based(motion: np.ndarray, sequence: Sequence) -> np.ndarray:
+    """Bring a motion of the camera to the frame the true poses are of."""
+    base = np.eye(4) if sequence.base_from_camera is None else sequence.base_from_camera
+    return base @ motion @ inverse(base)
+
+
+def errors(motion: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
+    """Rotation, deg; direction of translation, deg (NaN where there is none); translation, m."""
+    off = inverse(true) @ motion
+    a, b = motion[:3, 3], true[:3, 3]
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    angle = np.degrees(np.arccos(np.clip(a @ b / lengths, -1, 1))) if lengths > 0 else np.nan
+    return (
+        np.degrees(np.linalg.norm(rotation_vector(off[:3, :3]))),
+        angle,
+        np.linalg.norm(off[:3, 3]),
+    )
+
+
+def medians(rows: list, metric: bool) -> dict:
+    """Give the medians of `errors`; the translation only where it is in metres."""
+    if not rows:
+        return {}
+    rotation, direction, translation = np.nanmedian(np.array(rows), axis=0)
+    out = {'rotation_deg': float(rotation), 'direction_deg': float(direction)}
+    return {**out, 'translation_mm': 1e3 * float(translation)} if metric else out
+
+
+# Where sequences are found
+
+
+def find_sequence(root: Path) -> Sequence:
+    """Read what there is, ValueError where it is neither layout."""
+    if (root / 'poses.txt').is_file():
+        return kitti(root)
+    if (root / 'frame-000000.pose.txt').is_file():
+        return seven_scenes(root)
+    raise ValueError(
+        f'{root}: neither KITTI odometry (calib.txt, poses.txt, times.txt, images) nor 7-Scenes '
+        '(frame-000000.color.*, .depth.png, .pose.txt)'
+    )
+
+
+def kitti(root: Path) -> Sequence:
+    """calib.txt, poses.txt, times.txt, and the images in image_0 or the only other folder."""
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and any(f.glob('*.png')))
+    if not folders:
+        raise ValueError(f'{root}: no folder of PNG images beside poses.txt')
+    images = sorted(folders[0].glob('*.png'))
+    poses = numbers(root / 'poses.txt').reshape(-1, 3, 4)
+    times = numbers(root / 'times.txt').ravel()
+    if not len(images) == len(poses) == len(times):
+        raise ValueError(
+            f'{root}: {len(images)} images, {len(poses)} poses, {len(times)} times: '
+            'expected one of each a frame'
+        )
+    calibration = read_calibration(root / 'calib.txt')
+    height, width = _size(images[0])
+    camera = Camera.from_info(width, height, calibration.k, p=calibration.p, rectified=True)
+    bottom = np.tile([[[0, 0, 0, 1.0]]], (len(poses), 1, 1))
+    # No base frame: the road is taken to lie below the camera, along its y axis.
+    return Sequence('kitti', images, np.concatenate([poses, bottom], axis=1), times, camera)
+
+
+def seven_scenes(root: Path) -> Sequence:
+    """frame-NNNNNN.color.png or .jpg, .depth.png (mm, the depth camera's), .pose.txt (its)."""
+    images = sorted([*root.glob('frame-*.color.png'), *root.glob('frame-*.color.jpg')])
+    names = [image.name.partition('.')[0] for image in images]
+    poses = np.stack([numbers(root / f'{name}.pose.txt').reshape(4, 4) for name in names])
+    height, width = _size(images[0])
+    depth_focal, focal, baseline = KINECT
+    centre = width / 2, height / 2
+    camera = Camera.pinhole(width, height, focal, focal, *centre)
+    depth_camera = Camera.pinhole(width, height, depth_focal, depth_focal, *centre)
+    camera_from_depth = transform(np.eye(3), np.array([-baseline, 0, 0]))
+    kept: dict[int, np.ndarray] = {}
+
+    def depth(i: int) -> np.ndarray:
+        if i not in kept:
+            image = cv2.imread(str(root / f'{names[i]}.depth.png'), cv2.IMREAD_UNCHANGED)
+            if image is None:
+                raise ValueError(f'{root / names[i]}.depth.png cannot be read')
+            while len(kept) > 16:
+                del kept[next(iter(kept))]
+            kept[i] = register_depth(image, depth_camera, camera, camera_from_depth)
+        return kept[i]
+
+    times = np.arange(len(images)) / KINECT_RATE
+    return Sequence('7scenes', images, poses, times, camera, inverse(camera_from_depth), depth)
+
+
+def numbers(path: Path) -> np.ndarray:
+    """Read a file of numbers."""
+    try:
+        return np.loadtxt(path)
+    except ValueError as error:
+        raise ValueError(f'{path}: expected rows of numbers: {error}') from None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from perceiver_flow_ros.flow.files import read_image
+
+    return read_image(path).shape[:2]
+
+
+# What is printed
+
+
+def table(report: dict) -> str:
+    """Lay the report out for people."""
+    lines = [
+        f'{report["sequence"]} ({report["layout"]}, {report["frames"]} frames), flow: '
+        f'{report["model"]}; medians over pairs',
+        '',
+        f'{"":39}  {"rotation":>10}  {"direction":>10}  {"translation":>11}',
+    ]
+    for row in report['gaps']:
+        apart = f'{row["gap"]} frame{"s" if row["gap"] > 1 else ""} apart'
+        plain = 'PnP' if row['scale'] == 'depth' else 'five-point'
+        for name, of in (('ours', 'ours'), (f'OpenCV {plain} RANSAC', 'opencv')):
+            figures = row[of]
+            if not figures:
+                continue
+            line = f'{apart + ", " + name:39}  {figures["rotation_deg"]:6.3f} deg'
+            line += f'  {figures["direction_deg"]:6.2f} deg'
+            if 'translation_mm' in figures:
+                line += f'  {figures["translation_mm"]:8.1f} mm'
+            lines.append(line)
+    for row in report['gaps']:
+        kinds = ', '.join(f'{n} {kind}' for kind, n in row['kinds'].items())
+        lines += [
+            '',
+            f'{row["gap"]} apart: {row["pairs"]} pairs, {row["valid"]} valid ({kinds}), ',
+        ]
+        lines[-1] += f'{1e3 * row["seconds"]:.1f} ms of CPU a pair without the flow'
+        if 'distance_error' in row:
+            lines.append(
+                f'metres from the camera height on {row["metric"]} pairs: distance '
+                f'{100 * row["distance_error"]:+.1f} %, speed {100 * row["speed_error"]:.1f} % '
+                '(median of a pair)'
+            )
+    return '\n'.join(lines)
