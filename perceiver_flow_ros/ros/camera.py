@@ -38,14 +38,18 @@ class Camera(Node):
     camera_info : serialised sensor_msgs/CameraInfo.
     rate : Hz.
     subscribers : of either topic, to wait for.
+    count : of images in all; they begin again where there are fewer. 0: each once.
 
     """
 
-    def __init__(self, images: np.ndarray, camera_info: bytes, rate: float, subscribers: int):
+    def __init__(
+        self, images: np.ndarray, camera_info: bytes, rate: float, subscribers: int, count: int = 0
+    ):
         super().__init__('camera')
         self.done = Future()
         self.stamps: list[int] = []
         self._images, self._info, self._subscribers = images, bytearray(camera_info), subscribers
+        self._count = count or len(images)
         self._image_publisher = self.create_publisher(Image, 'image', 10)
         self._info_publisher = self.create_publisher(CameraInfo, 'camera_info', 10)
         self.create_timer(1 / rate, self._tick)
@@ -55,13 +59,13 @@ class Camera(Node):
         if not self.stamps:
             if min(p.get_subscription_count() for p in publishers) < self._subscribers:
                 return
-        if len(self.stamps) == len(self._images):
+        if len(self.stamps) == self._count:
             if not self.done.done():
                 for publisher in publishers:
                     publisher.wait_for_all_acked(Duration(seconds=2.0))
                 self.done.set_result(self.stamps)
             return
-        image = bytearray(self._images[len(self.stamps)])
+        image = bytearray(self._images[len(self.stamps) % len(self._images)])
         now = self.get_clock().now().nanoseconds
         for publisher, message in zip(publishers, (image, self._info)):
             STAMP.pack_into(message, STAMP_OFFSET, *divmod(now, 10**9))
@@ -76,10 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('camera_info', type=Path)
     parser.add_argument('--rate', type=float, default=10.0)
     parser.add_argument('--subscribers', type=int, default=1)
+    parser.add_argument('--count', type=int, default=0)
     args = parser.parse_args(rclpy.utilities.remove_ros_args(arguments)[1:])
     rclpy.init(args=arguments)
     images = np.load(args.images, mmap_mode='r')
-    camera = Camera(images, args.camera_info.read_bytes(), args.rate, args.subscribers)
+    info = args.camera_info.read_bytes()
+    camera = Camera(images, info, args.rate, args.subscribers, args.count)
     executor = SingleThreadedExecutor()
     executor.add_node(camera)
     try:

@@ -105,7 +105,9 @@ def to_depth(message: Image) -> np.ndarray:
     return _samples(message, dtype, 1)
 
 
-def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
+def to_message(
+    image: np.ndarray, encoding: str, header: Header, memory: array.array | None = None
+) -> Image:
     """
     Make an image message of an array.
 
@@ -114,6 +116,8 @@ def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     image : (H, W, C), samples of the encoding: float32 for 32FC2, uint8 for rgb8.
     encoding : a ROS image encoding.
     header : copied as it is.
+    memory : data of an earlier message that is published already, written over where its size
+        fits: fresh memory costs many times more than the copy.
 
     """
     from sensor_msgs.msg import Image
@@ -122,8 +126,12 @@ def to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     message = Image(header=header, encoding=encoding, is_bigendian=int(sys.byteorder == 'big'))
     message.height, message.width = image.shape[:2]
     message.step = image.strides[0]
-    data = array.array('B')  # anything else is checked byte by byte: seconds, not milliseconds
-    data.frombytes(image.data.cast('B'))
+    # No other type will do: it would be checked byte by byte, for seconds, not milliseconds.
+    data = array.array('B') if memory is None or len(memory) != image.nbytes else memory
+    if data is memory:
+        np.frombuffer(data, np.uint8)[:] = image.reshape(-1).view(np.uint8)
+    else:
+        data.frombytes(image.data.cast('B'))
     message.data = data
     return message
 

@@ -19,7 +19,7 @@ from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from perceiver_flow_ros.ros.notices import Notices
-from perceiver_flow_ros.ros.rates import durations, Rate
+from perceiver_flow_ros.ros.rates import durations, Rate, resident_memory
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode
@@ -243,6 +243,7 @@ class Diagnostics:
             if plausible
             else f'unknown: image stamps are {middle:.0f} s off the clock of this node',
             'inference': durations(inference),
+            'memory': resident_memory(),
             'GPU memory': self._node.pipeline.gpu_memory(),
             **counts,
             'last error': self._last_error or 'none',

@@ -9,6 +9,7 @@ somebody who watches does not slow the flow down.
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable
 import gc
 import sys
@@ -56,6 +57,7 @@ class Pipeline:
         self._loader = loader
         self._previous: Frame | None = None
         self._forget = False  # the previous frame, when the next one comes
+        self._memory: array.array | None = None  # of the last flow message
         self._outputs = {
             name: create_output(node, kind, f'~/{name}', node.diagnostics.output_incompatible)
             for name, kind in (
@@ -191,7 +193,9 @@ class Pipeline:
             reference.source = 'previous image'
             self._outputs['flow/previous'].publish(reference)
         if self._outputs['flow'].get_subscription_count():
-            self._outputs['flow'].publish(to_message(flow, '32FC2', frame.header))
+            message = to_message(flow, '32FC2', frame.header, self._memory)
+            self._outputs['flow'].publish(message)
+            self._memory = message.data
         if any(self._outputs[name].get_subscription_count() for name in COLORS):
             self.painter.put((flow, frame.header))
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the diagnostics: events per second, and how long something took."""
+"""Figures of the diagnostics: events per second, how long something took, memory."""
 
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
+import resource
 import threading
 
 import numpy as np
@@ -40,3 +42,12 @@ def durations(seconds: list[float]) -> str:
         return 'none yet'
     values = np.mean(seconds), np.percentile(seconds, 95), np.max(seconds)
     return 'mean {:.1f} ms, p95 {:.1f} ms, max {:.1f} ms'.format(*(1e3 * v for v in values))
+
+
+def resident_memory() -> str:
+    """Tell the memory that this process holds (Linux), or the most it ever held."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except OSError:
+        return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MB at most'
+    return f'{pages * resource.getpagesize() / 2**20:.1f} MB'
