@@ -245,6 +245,7 @@ class SlowEstimator:
     def __init__(self, estimator, node):
         self.estimator, self.node = estimator, node
         self.name, self.device, self.precision = estimator.name, 'cpu', 'float32'
+        self.query_stride = estimator.query_stride
 
     def __call__(self, previous, current):
         if current.any():  # not the warm-up
