@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from perceiver_flow_ros.odometry import motions
-from perceiver_flow_ros.odometry.geometry import cross, nearest_rotation, tangent
+from perceiver_flow_ros.odometry.geometry import cross, nearest_rotation
 from perceiver_flow_ros.odometry.motions import STILL, Motion
 from perceiver_flow_ros.odometry.robust import Block, Fit, evaluate, refine
 from perceiver_flow_ros.odometry.samples import Samples
@@ -25,6 +25,7 @@ SEEDS = 300  # samples that minimal sets are drawn from
 TRIES = 200  # minimal sets at most
 THRESHOLD = 1.0  # px of MAGSAC++
 CLOSE = 3e-5  # rad: candidates need not be better
+PLANAR = 0.4  # share of the seeds a homography must explain to be looked at
 DRAWS = 64  # minimal sets solved at once around a first answer
 
 # GRIC: kind -> (dimension of the manifold in the 4 coordinates of a match, parameters)
@@ -42,7 +43,12 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
     last : the motion expected if nothing has changed, one more guess.
 
     """
-    hold = lambda m: (motions.held(m[0]), motions.still(m[1])) if gyro is not None else m  # noqa: E731
+
+    def hold(model: motions.Model) -> motions.Model:
+        if gyro is None:
+            return model
+        return motions.held(model[0]), motions.still(model[1])
+
     start = STILL if gyro is None else STILL._replace(turn=gyro)
     model = motions.rotation_only(samples)
     still = fitted(model, start) if gyro is None else evaluate([Block(model[0])], start)
@@ -50,7 +56,7 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
 
     guesses = [still.state._replace(shift=parallax_direction(samples, still.state))]
     if last is not None and last.shift.any():
-        guesses.append(last)
+        guesses.append(last._replace(shift=last.shift / np.linalg.norm(last.shift)))
     seeds = samples[:: -(-len(samples) // SEEDS)]
     a, b = (np.ascontiguousarray(rays[:2].T) for rays in (seeds.rays, seeds.seen))
     if gyro is None:
@@ -65,8 +71,8 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
     if best is not None:
         found['general'] = fitted(general, best.state)
 
-    homography, _ = cv2.findHomography(a, b, cv2.USAC_MAGSAC, THRESHOLD / focal, maxIters=TRIES)
-    if homography is not None:
+    homography, near = cv2.findHomography(a, b, cv2.USAC_MAGSAC, THRESHOLD / focal, maxIters=TRIES)
+    if homography is not None and np.mean(near) > PLANAR:
         planar = hold(motions.planar(samples))
         guesses = [_with_turn(m, gyro) for m in decompose(homography, seeds.rays)]
         best = best_of(planar, guesses if gyro is not None else guesses[:1])
@@ -112,11 +118,14 @@ def redraw(samples: Samples, motion: Motion) -> Motion:
     draw = np.random.default_rng(0).integers(0, len(samples), (DRAWS, 5))
     x, seen = samples.rays[:, draw], samples.seen[:, draw]  # (3, DRAWS, 5)
     turn, t = np.tile(motion.turn, (DRAWS, 1, 1)), np.tile(motion.shift, (DRAWS, 1))
+    aside = np.eye(3)[np.argmin(np.abs(motion.shift))]
     for _ in range(4):
         y = np.einsum('kij,jkn->ikn', turn, x)
         along = cross(y, seen)
         e = np.einsum('ki,ikn->kn', t, along)  # = (t x y) . x'
-        axes = np.stack([tangent(each) for each in t])
+        first = cross(t.T, aside)
+        first /= np.linalg.norm(first, axis=0)
+        axes = np.stack([first, cross(t.T, first)]).transpose(2, 1, 0)  # (DRAWS, 3, 2)
         about = cross(y, cross(seen, t.T[:, :, None]))
         j = np.concatenate([about, np.einsum('kia,ikn->akn', axes, along)]).transpose(1, 2, 0)
         j = j + 1e-9 * np.eye(5)  # degenerate sets go astray, and lose
@@ -126,6 +135,7 @@ def redraw(samples: Samples, motion: Motion) -> Motion:
         turn = (np.eye(3) + w + 0.5 * w @ w) @ turn
         t = t + np.einsum('kia,ka->ki', axes, step[:, 3:])
         t /= np.linalg.norm(t, axis=1, keepdims=True)
+    samples = samples[:: -(-len(samples) // (SEEDS // 2))]
     y = np.einsum('kij,jn->ikn', turn, samples.rays)
     m = cross(t.T[:, :, None], y)
     xx, xy, yy = samples.noise

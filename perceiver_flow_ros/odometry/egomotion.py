@@ -31,7 +31,7 @@ class Prior:
     """What is known of a pair before looking at its flow; None where nothing is."""
 
     dt: float = 0.1  # s
-    last: Motion | None = None  # the motion if nothing has changed; its shift is a unit or zero
+    last: Motion | None = None  # the motion if nothing has changed; shift in metres, if known
     gyro: np.ndarray | None = None  # (3, 3) measured rotation that takes the place of our own
     gyro_deviation: float = 0.0  # rad, its standard deviation per axis
     normal: np.ndarray | None = None  # (3,) of the plane we look at, if it is one
@@ -123,7 +123,7 @@ def choose(found: dict[str, Fit], floor: float, prior: Prior) -> str:
     if prior.last is not None:
         if not prior.last.shift.any():
             return 'rotation'
-        if prior.last.shift @ unit(found[kind].state.shift) > 0.9:
+        if unit(prior.last.shift) @ unit(found[kind].state.shift) > 0.9:
             return kind
     raise Refused(
         Reason.AMBIGUOUS,

@@ -32,6 +32,7 @@ DRIFT = math.radians(0.05)  # by which the mean may change in a frame
 PLANAR = 0.3  # share of the samples that must agree on a plane
 DRAWS = 128  # planes tried
 LEAST = 0.02  # px of noise assumed at least
+UNEVEN = 0.03  # relative deviation of the distance told: kerbs, springs, tyres
 VAGUE = 0.25  # relative deviation of a scale that is none
 CONE = math.tan(math.radians(12.0))  # half the view of a range sensor
 
@@ -214,5 +215,5 @@ def joint(covariance: np.ndarray, slope: np.ndarray, own: float, length: float) 
         )
     lean = np.concatenate([np.eye(6), slope[None]])
     out = lean @ covariance @ lean.T
-    out[6, 6] += own
+    out[6, 6] += own + (UNEVEN * length) ** 2
     return out
