@@ -182,12 +182,14 @@ class Diagnostics:
         topic = self._node.image_topic
         publishers = self._node.count_publishers(topic)
         if publishers == 0:
-            own = self._node.get_fully_qualified_name() + '/'
-            found = ', '.join(
+            own = self._node.get_fully_qualified_name()
+            outputs = tuple(out.removeprefix(own) for out in self._node.pipeline.subscribers())
+            found = ', '.join(  # neither what others wait for, nor what a flow node makes
                 name
                 for name, types in self._node.get_topic_names_and_types()
-                if IMAGE_TYPES & {*types} and name != topic and not name.startswith(own)
-            )
+                if IMAGE_TYPES & {*types} and not name.endswith(outputs)
+                and self._node.count_publishers(name)
+            )  # fmt: skip
             hint = '-r image:=TOPIC; for TOPIC/compressed set image_transport to compressed'
             other = f'there is {found} (remap: {hint})' if found else 'no other image'
             return f'nothing publishes {topic}; {other}'
