@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
@@ -209,6 +210,56 @@ def test_what_is_missing_is_counted_and_flow_goes_on(capsys, tmp_path, views):
         assert (linear(twist) == 0).all() and twist.twist.covariance[0] >= 1e6
         assert twist.header.frame_id == 'camera'
     assert NODE + 'odometry' not in content
+
+
+def test_it_says_what_the_node_says(tmp_path, views):
+    pytest.importorskip('rclpy')
+    from node_rig import Rig
+    from sensor_msgs.msg import CameraInfo
+
+    values = {'scale_source': 'camera_height', 'camera_height': 1.2}
+    source, out = write(tmp_path / 'in.mcap', views), tmp_path / 'out.mcap'
+    file = parameters(tmp_path / 'p.yaml', **values)
+    assert bag(source, out, '--params-file', file, '--topics', 'twist', 'odometry') == 0
+    content = read(out)
+    rig = Rig(model='dis', **values)
+    try:
+        rig.connect(('twist', 'odometry'))
+        info = CameraInfo(width=320, height=240, distortion_model='plumb_bob')
+        info.k = CAMERA.matrix.ravel()
+        rig.node.on_camera_info(info)
+        for i, view in enumerate(views):
+            rig.send(view.image, 1 + i / RATE)
+        rig.until(lambda: len(rig.received['odometry']) == FRAMES - 1)
+        for name in ('twist', 'odometry'):
+            for (_, ours), theirs in zip(content[NODE + name], rig.received[name]):
+                assert ours.header.stamp.nanosec == theirs.header.stamp.nanosec
+                assert (linear(ours) == linear(theirs)).all()
+                assert (ours.twist.covariance == theirs.twist.covariance).all()
+        ours, theirs = content[NODE + 'odometry'][-1][1].pose, rig.received['odometry'][-1].pose
+        assert (ours.covariance == theirs.covariance).all()
+        assert ours.pose.position.z == theirs.pose.position.z
+    finally:
+        rig.close()
+
+
+def test_compressed_images_and_a_bad_one(capsys, tmp_path, views):
+    kind, topic = 'sensor_msgs/msg/CompressedImage', '/cam/image_raw/compressed'
+    with BagWriter(tmp_path / 'in.mcap') as bag_file:
+        for i, view in enumerate(views[:4]):
+            stamp = 10**9 + i * 10**8
+            data = cv2.imencode('.png', view.image[..., ::-1])[1].ravel()
+            data = data[:100] if i == 1 else data
+            header = header_message(stamp, 'camera')
+            bag_file.write(topic, kind, TYPES.types[kind](header, 'png', data), stamp)
+            info = calibration()
+            info.header = header
+            bag_file.write('/cam/camera_info', 'sensor_msgs/msg/CameraInfo', info, stamp)
+    assert bag(tmp_path / 'in.mcap', tmp_path / 'out.mcap') == 0
+    text = capsys.readouterr().out
+    assert 'motion of 2 of 2 pairs' in text and '1 x bad image: a compressed image (png)' in text
+    flow = read(tmp_path / 'out.mcap')[NODE + 'flow/previous']
+    assert [m.time_ref.nanosec for _, m in flow] == [0, 200_000_000]
 
 
 def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, views):

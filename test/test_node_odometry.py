@@ -2,7 +2,10 @@
 """The node's odometry over real topics: values, frames, laziness, and whatever may be missing."""
 
 import importlib.util
+import sys
+import types
 
+from geometry_msgs.msg import Transform, TransformStamped, Vector3
 import numpy as np
 import pytest
 from rclpy.qos import QoSProfile
@@ -286,7 +289,7 @@ def test_depth_missing_of_another_size_or_stamp_or_unknown(robot):
     cases = [
         (None, 0, '32FC1', 'no depth image has come'),
         (good[:60, :80], 0, '32FC1', 'depth'),
-        (good, 0.5, '32FC1', 's off the image'),
+        (good, 0.5, '32FC1', 'more than sync_tolerance'),
         (np.full_like(good, np.nan), 0, '32FC1', 'have a depth'),
         (np.zeros_like(good), 0, '16UC1', 'have a depth'),
         (good, 0, 'mono8', "its encoding is 'mono8'"),
@@ -434,8 +437,41 @@ def test_a_missing_transform_is_named_with_the_fix(robot):
     assert r.received['twist'][-1].header.frame_id == 'camera'
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_extrinsics_from_tf(robot, monkeypatch, known):
+    """With a stand-in for tf2_ros, which is on no package registry."""
+    mount = Transform(translation=Vector3(x=0.3, y=0.0, z=0.5))
+    q = mount.rotation
+    q.x, q.y, q.z, q.w = -0.5, 0.5, -0.5, 0.5
+
+    class Buffer:
+        def lookup_transform(self, target, source, time):
+            if not known:
+                raise RuntimeError(f'"{source}" passed to lookupTransform does not exist')
+            assert (target, source, time.nanoseconds) == ('base_link', 'camera', 0)
+            return TransformStamped(transform=mount)
+
+    listeners = []
+    stand_in = types.SimpleNamespace(
+        Buffer=Buffer, TransformListener=lambda *arguments: listeners.append(arguments)
+    )
+    monkeypatch.setitem(sys.modules, 'tf2_ros', stand_in)
+    r = robot(('flow', *MOTION), scale_source='depth', base_frame='base_link', odometry_grid=4)
+    assert len(listeners) == 1  # listens from the start
+    for i in range(3):
+        r.move(10 + i * PERIOD)
+    if known:
+        r.until(lambda: len(r.received['twist']) == 2)
+        assert np.abs(values(r.received['twist'][-1]) - CURVE).max() < 0.02
+    else:
+        status = r.status('odometry', "no transform from 'camera' to 'base_link'")
+        assert status.level == ERROR and 'does not exist' in status.message
+        assert 'static_transform_publisher' in status.message
+        assert r.received['twist'] == [] and len(r.received['flow']) == 2
+
+
 def test_parameters_that_do_not_go_together_are_refused(robot):
-    with pytest.raises(ValueError, match="scale 'camera_height' needs camera_height"):
+    with pytest.raises(ValueError, match="scale_source 'camera_height' needs"):
         robot(scale_source='camera_height')
     r = robot(odometry_grid=2)
     assert 'needs camera_height' in r.set(scale_source='camera_height')

@@ -11,7 +11,7 @@ from rclpy.exceptions import ParameterException
 import yaml
 
 from node_rig import Estimator, Rig
-from perceiver_flow_ros.ros import parameters
+from perceiver_flow_ros.ros import parameter_file, parameters
 from perceiver_flow_ros.ros.parameters import SETTINGS
 from ros_images import image_message, picture
 
@@ -23,7 +23,7 @@ def test_config_file_is_the_table():
     values = yaml.safe_load(text)['/**']['ros__parameters']
     assert values == {s.name: s.default for s in SETTINGS}
     assert {k: type(v) for k, v in values.items()} == {s.name: type(s.default) for s in SETTINGS}
-    assert text == parameters.to_yaml(), 'make it anew, as its head says'
+    assert text == parameter_file.to_yaml(), 'make it anew, as its head says'
     above = re.findall(r'((?:    # .*\n)+)    (\w+):', text)
     assert [name for _, name in above] == [s.name for s in SETTINGS]
     for (comment, _), s in zip(above, SETTINGS):

@@ -16,7 +16,7 @@ from perceiver_flow_ros.flow.color import flow_to_color
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.odometry import cues
 from perceiver_flow_ros.ros import messages
-from perceiver_flow_ros.ros.conversion import to_frame
+from perceiver_flow_ros.ros.conversion import BadImage, to_frame
 from perceiver_flow_ros.ros.frames import Frame, why_no_pair
 from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
@@ -71,7 +71,11 @@ class Results:
 
     def of_image(self, message: Any) -> Iterator[Written]:
         """Give what is published on account of an image."""
-        frame = Frame(message.header, decoded(message))
+        try:
+            frame = Frame(message.header, decoded(message))
+        except BadImage as error:  # as in the node, the next good one counts
+            self._no_pair[f'bad image: {error}'] += 1
+            return
         previous = self._previous
         obstacle = previous and why_no_pair(previous, frame, self._settings.max_frame_gap)
         if obstacle:
@@ -181,7 +185,7 @@ def decoded(message: Any) -> np.ndarray:
         return to_frame(message)
     import cv2
 
-    image = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR) if len(message.data) else None
     if image is None:
-        raise ValueError(f'a compressed image ({message.format}) cannot be decoded')
-    return image
+        raise BadImage(f'a compressed image ({message.format}) cannot be decoded')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

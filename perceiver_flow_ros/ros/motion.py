@@ -22,7 +22,7 @@ from perceiver_flow_ros.odometry.geometry import inverse
 from perceiver_flow_ros.ros.conversion import BadImage, to_depth
 from perceiver_flow_ros.ros.frames import Frame, nanoseconds
 from perceiver_flow_ros.ros.messages import Frames
-from perceiver_flow_ros.ros.parameters import Settings
+from perceiver_flow_ros.ros.parameters import in_words_of_the_node, Settings
 from perceiver_flow_ros.ros.stamped import Stamped
 from perceiver_flow_ros.ros.transforms import NoTransform, pose_of_text
 
@@ -135,6 +135,7 @@ class Motion:
             estimate = replace(estimate, message=complaint)
         elif remark and estimate.reason in (Reason.NO_DEPTH, Reason.NO_HEIGHT):
             estimate, remark = replace(estimate, message=remark), ''
+        estimate = replace(estimate, message=in_words_of_the_node(estimate.message))
         return Outcome(estimate, frames, camera, remark, time.perf_counter() - begin)
 
     def _adopt(self, settings: Settings, camera_frame: str) -> None:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's parameters from a file, without ROS: what it would take, and what it would refuse."""
+"""
+The node's parameters in a file: read without ROS, and the config file, made from the table::
+
+    python3 -m perceiver_flow_ros.ros.parameter_file > config/perceiver_flow.yaml
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+import textwrap
 from typing import Any
 
 import yaml
 
-from perceiver_flow_ros.ros.parameters import BY_NAME, defaults, Setting, Settings
+from perceiver_flow_ros.ros.parameters import BY_NAME, defaults, Setting, SETTINGS, Settings
 
 
 def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
@@ -53,3 +58,32 @@ def mistake(setting: Setting, value: Any) -> str:
     if setting.low is not None and not setting.low <= value <= setting.high:
         return f'{setting.name} is {value}, expected {setting.values}'
     return setting.problem(value)
+
+
+def to_yaml() -> str:
+    """Write the config file: every parameter at its default, its description above it."""
+    lines = [
+        '# Parameters of perceiver_flow_node, each at its default.',
+        '#',
+        '#   perceiver_flow_node --ros-args --params-file perceiver_flow.yaml \\',
+        '#     -r image:=/camera/image_raw -r camera_info:=/camera/camera_info',
+        '#',
+        '# Made by: python3 -m perceiver_flow_ros.ros.parameter_file > config/perceiver_flow.yaml',
+        '# Change a running node: ros2 param set /perceiver_flow max_frame_gap 0.5',
+        '# QoS of a topic: qos_overrides./perceiver_flow/flow.publisher.reliability: best_effort',
+        '',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    for s in SETTINGS:
+        values = f' Values: {s.values}.' if s.values else ''
+        text = s.description + values + (' Set at start only.' if s.fixed else '')
+        default = f"'{s.default}'" if s.default == '' else s.default
+        default = str(default).lower() if isinstance(default, bool) else default
+        lines += [f'    # {line}' for line in textwrap.wrap(text, 93)]
+        lines += [f'    {s.name}: {default}', '']
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    print(to_yaml(), end='')

@@ -2,15 +2,14 @@
 """
 Every parameter of the node, in one table; rclpy is imported only where a node is at hand.
 
-The node declares them from it and checks changes against it; the config file is made from it::
-
-    python3 -m perceiver_flow_ros.ros.parameters > config/perceiver_flow.yaml
+The node declares them from it and checks changes against it; `parameter_file` makes the config
+file from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-import textwrap
+import re
 from types import SimpleNamespace
 from typing import Any, TYPE_CHECKING
 
@@ -222,6 +221,10 @@ SETTINGS = (
         description='Configure and activate at start. false leaves both to a lifecycle manager.',
     ),
 )
+NAMES = {
+    r"\bscale '": "scale_source '", r'\bmax_gap\b': 'max_frame_gap',
+    r'\bdepth_max_offset\b': 'sync_tolerance',
+}  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -251,6 +254,12 @@ class Settings(SimpleNamespace):
             raise ValueError('base_from_camera needs base_frame, the frame it is given in')
         for name in ('base_from_camera', 'base_from_imu'):
             pose_of_text(getattr(self, name), name)
+        try:
+            return self._odometry()
+        except ValueError as error:
+            raise ValueError(in_words_of_the_node(str(error))) from None
+
+    def _odometry(self) -> odometry.Settings:
         return odometry.Settings(
             scale=self.scale_source, camera_height=self.camera_height, grid=self.odometry_grid,
             max_gap=self.max_frame_gap, gyro=self.gyro, gyro_noise=self.gyro_noise,
@@ -261,6 +270,13 @@ class Settings(SimpleNamespace):
     def serves(self, other: Settings) -> bool:
         """Tell whether the estimator loaded for these settings also serves the others."""
         return all(getattr(self, s.name) == getattr(other, s.name) for s in SETTINGS if s.reloads)
+
+
+def in_words_of_the_node(text: str) -> str:
+    """Call the library's settings by the names of the node's parameters."""
+    for pattern, name in NAMES.items():
+        text = re.sub(pattern, name, text)
+    return text
 
 
 def declare(node: Node) -> Settings:
@@ -281,32 +297,3 @@ def declare(node: Node) -> Settings:
 def defaults() -> Settings:
     """Give every parameter at its default."""
     return Settings(**{s.name: s.default for s in SETTINGS})
-
-
-def to_yaml() -> str:
-    """Write the config file: every parameter at its default, its description above it."""
-    lines = [
-        '# Parameters of perceiver_flow_node, each at its default.',
-        '#',
-        '#   perceiver_flow_node --ros-args --params-file perceiver_flow.yaml \\',
-        '#     -r image:=/camera/image_raw -r camera_info:=/camera/camera_info',
-        '#',
-        '# Made by: python3 -m perceiver_flow_ros.ros.parameters > config/perceiver_flow.yaml',
-        '# Change a running node: ros2 param set /perceiver_flow max_frame_gap 0.5',
-        '# QoS of a topic: qos_overrides./perceiver_flow/flow.publisher.reliability: best_effort',
-        '',
-        '/**:',
-        '  ros__parameters:',
-    ]
-    for s in SETTINGS:
-        values = f' Values: {s.values}.' if s.values else ''
-        text = s.description + values + (' Set at start only.' if s.fixed else '')
-        default = f"'{s.default}'" if s.default == '' else s.default
-        default = str(default).lower() if isinstance(default, bool) else default
-        lines += [f'    # {line}' for line in textwrap.wrap(text, 93)]
-        lines += [f'    {s.name}: {default}', '']
-    return '\n'.join(lines)
-
-
-if __name__ == '__main__':
-    print(to_yaml(), end='')
