@@ -33,6 +33,7 @@ NORMAL = 4  # px to either side, over which the normal of a surface is taken
 RANGE, QUADRATIC = 0.001, 0.002  # noise of depth: m + 1/m x depth^2 (structured light, stereo)
 ENOUGH = 100  # points of the surface
 OUTSIDE = 1e6
+LIKELY = 6.25  # chi^2 with 3 degrees of freedom, 90 %
 FLOW = 0.2  # px of noise that flow has by itself
 CONTRADICTED = 1.5  # growth of the flow's residual that shows that the depth images do not fit
 
@@ -130,7 +131,9 @@ def align(
         fit, covariance = fitted(model, best.state, samples.cells, prior)
     t = fit.state.shift
     seen = np.linalg.norm(t) * focal / np.median(depth)  # px that t moves the image by
-    if t @ np.linalg.solve(covariance[3:, 3:], t) <= CERTAIN or seen <= floor:
+    moved = prior.last is not None and prior.last.shift.any()  # what moves goes on moving
+    certain = LIKELY if moved else CERTAIN
+    if t @ np.linalg.solve(covariance[3:, 3:], t) <= certain or seen <= floor:
         ego = turning(samples, Motion(fit.state.turn, np.zeros(3)), floor, prior)
         ego.covariance[3:, 3:] = covariance[3:, 3:]
         return consistent(ego, width)
