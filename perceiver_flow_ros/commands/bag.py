@@ -134,6 +134,18 @@ def open_bag(path: Path) -> Any:
             except Exception as error:  # the storages raise whatever they meet
                 raise ValueError(f'{path}: not a bag that can be read: {error}') from None
 
+        def messages(self, *given: Any, **more: Any) -> Any:
+            try:
+                yield from super().messages(*given, **more)
+            except Exception as error:
+                raise ValueError(f'{path}: the bag is damaged: {error}') from None
+
+        def deserialize(self, data: Any, kind: str) -> Any:
+            try:
+                return super().deserialize(data, kind)
+            except Exception as error:
+                raise ValueError(f'{path}: a {kind} in it is damaged: {error}') from None
+
     try:
         return Reader([path], default_typestore=TYPES)
     except AnyReaderError as error:

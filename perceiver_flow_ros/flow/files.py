@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+import tokenize
 
 import cv2
 import numpy as np
@@ -170,7 +171,7 @@ def _parse_kitti(data: bytes, path: Path) -> np.ndarray:
 def _parse_npy(data: bytes, path: Path) -> np.ndarray:
     try:
         flow = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:  # of its header
         raise ValueError(f'{path}: corrupt .npy file: {error}') from None
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.dtype.kind != 'f':
         raise ValueError(

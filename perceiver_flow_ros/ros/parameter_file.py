@@ -40,7 +40,7 @@ def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
     if not sections:
         raise ValueError(f'{path}: it has parameters for neither /** nor {node}')
     for name, value in given.items():
-        if name.startswith('qos_overrides') or name == 'use_sim_time':
+        if str(name).startswith('qos_overrides') or name == 'use_sim_time':
             continue  # they mean nothing without ROS
         if name not in BY_NAME:
             raise ValueError(f'{path}: the node has no parameter {name!r}')
