@@ -2,6 +2,7 @@
 """The node's odometry over real topics: values, frames, laziness, and whatever may be missing."""
 
 import importlib.util
+from pathlib import Path
 import sys
 import types
 
@@ -11,6 +12,7 @@ import pytest
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 from std_srvs.srv import Trigger
+import yaml
 
 import moving_camera as scene
 from moving_camera import (
@@ -19,6 +21,7 @@ from moving_camera import (
 )  # fmt: skip
 from node_rig import Rig
 from perceiver_flow_ros.odometry.geometry import inverse
+from perceiver_flow_ros.ros.parameters import BY_NAME
 from ros_images import seconds
 
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
@@ -502,3 +505,15 @@ def test_sensors_are_subscribed_to_where_they_are_used(robot):
     assert subscribed() == {'/depth'}
     assert r.set(scale_source='range') == ''
     assert subscribed() == {'/range'}
+
+
+def test_the_filter_is_fed_with_what_the_node_publishes():
+    """config/ekf.yaml: names and shapes as robot_localization documents them."""
+    file = Path(__file__).parents[1] / 'config' / 'ekf.yaml'
+    filter_node = yaml.safe_load(file.read_text())['ekf_filter_node']['ros__parameters']
+    assert filter_node['twist0'] == '/perceiver_flow/twist'
+    fused = filter_node['twist0_config']
+    names = 'x y z roll pitch yaw vx vy vz vroll vpitch vyaw ax ay az'.split()
+    assert [name for name, used in zip(names, fused, strict=True) if used] == ['vx', 'vy', 'vyaw']
+    assert filter_node['world_frame'] == filter_node['odom_frame'] == 'odom'
+    assert filter_node['publish_tf'] and not BY_NAME['publish_tf'].default  # one parent a frame
