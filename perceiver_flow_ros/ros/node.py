@@ -223,7 +223,7 @@ class FlowNode(LifecycleNode):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM and return 0; 2 where it cannot start."""
+    """Run the node until SIGINT or SIGTERM and exit with 0; return 2 where it cannot start."""
     # rclpy shuts its context down on both signals, and whatever runs below breaks off with one
     # exception or another. Python's own KeyboardInterrupt could also hit the closing: not wanted.
     told_to_end = threading.Event()
@@ -246,13 +246,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception):
         if node.context.ok():
             raise
-    stopped = node.close()
+    node.close()
     rclpy.try_shutdown()
-    if not stopped:  # the interpreter cannot end cleanly under a thread that computes
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+    # Everything is closed. Python would still take PyTorch apart, for seconds on a busy machine,
+    # and could not under a thread that computes.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == '__main__':
