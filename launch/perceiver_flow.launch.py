@@ -21,6 +21,7 @@ ARGUMENTS = {
     'imu': ('imu', 'Topic of an imu with a gyro, unless gyro is off.'),
     'model': ('', 'lite, official, dis, a path or a Hugging Face id. Default: as in params_file.'),
     'device': ('', 'auto, cpu, cuda or cuda:N. Default: as in params_file.'),
+    'image_transport': ('', 'raw or compressed. Default: as in params_file.'),
     'namespace': ('', 'Namespace of the node.'),
     'params_file': (os.path.join(CONFIG, 'perceiver_flow.yaml'), 'Parameters of the node.'),
     'fastdds_profile': (
@@ -35,7 +36,8 @@ def launch_node(context):
     given = {name: context.launch_configurations[name] for name in ARGUMENTS}
     beside = os.path.join(os.path.dirname(given['image']), 'camera_info')
     info = given['camera_info'] or beside
-    changes = {name: given[name] for name in ('model', 'device') if given[name]}
+    chosen = ('model', 'device', 'image_transport')
+    changes = {name: given[name] for name in chosen if given[name]}
     profile = given['fastdds_profile']
     return [
         Node(

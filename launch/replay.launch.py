@@ -27,6 +27,7 @@ ARGUMENTS = {
     'image': ('/camera/image_raw', 'Topic of the images in it.'),
     'model': ('', 'lite, official, dis, a path or a Hugging Face id. Default: as in params_file.'),
     'device': ('', 'auto, cpu, cuda or cuda:N. Default: as in params_file.'),
+    'image_transport': ('', 'compressed where the bag has image/compressed. Default: raw.'),
     'params_file': (os.path.join(CONFIG, 'replay.yaml'), 'Parameters of the node.'),
     'rate': ('1.0', 'Speed of the bag. Slower where the diagnostics tell of dropped images.'),
     'delay': ('8.0', 'Seconds before the bag starts: the node loads its model.'),
@@ -41,7 +42,7 @@ ARGUMENTS = {
 def generate_launch_description():
     """Start the node, the bag after a while, and RViz where it is asked for."""
     given = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    passed = ('image', 'model', 'device', 'params_file', 'fastdds_profile')
+    passed = ('image', 'image_transport', 'model', 'device', 'params_file', 'fastdds_profile')
     bag = ['ros2', 'bag', 'play', given['bag'], '--clock', '100']
     return LaunchDescription([
         *(

@@ -100,6 +100,9 @@ def test_arguments(launched, monkeypatch):
         'image': '/front/image_raw', 'camera_info': '/front/camera_info',
         'depth': 'depth', 'range': 'range', 'imu': '/imu/data',
     }  # fmt: skip
+    assert launched(image_transport='compressed')['parameters'][1] == {
+        'image_transport': 'compressed'
+    }
     node = launched(camera_info='/calibration', params_file='mine.yaml', fastdds_profile='')
     assert dict(node['remappings'])['camera_info'] == '/calibration'
     assert node['parameters'][0] == 'mine.yaml' and node['additional_env'] == {}
