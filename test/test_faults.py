@@ -30,6 +30,7 @@ def faults(tmp_path):
         rig.close()
 
 
+@pytest.mark.slow
 def test_a_camera_killed_in_mid_frame_and_restarted(faults):
     rig = faults()
     rig.good()
@@ -132,6 +133,7 @@ def test_stamps_that_go_backward(faults):
     rig.end()
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads(faults):
     rig = faults()
     rig.good()
@@ -223,7 +225,9 @@ def test_fifty_deactivations_under_load(faults):
     rig.end()
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_flows_are_computed(faults, number):
     rig = faults()
     rig.stream('camera', 60)
@@ -232,6 +236,7 @@ def test_a_signal_while_flows_are_computed(faults, number):
     rig.end(number)
 
 
+@pytest.mark.slow
 def test_two_nodes_of_one_name(faults):
     rig = faults()
     rig.good()
