@@ -33,7 +33,7 @@ def made_up(leak=0.0, slower=0.0, late=0.0, lost=0, failed=0):
     [
         ({}, []),
         ({'leak': 0.1}, []),
-        ({'leak': 0.3}, ['memory']),
+        ({'leak': 0.4}, ['memory']),
         ({'slower': 0.4}, []),
         ({'slower': 0.65, 'late': -15}, ['latency does not grow']),
         ({'late': 70}, ['latency p95']),
