@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.commands.main import main as command
+from perceiver_flow_ros.flow.lite import PACKAGED
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
 from perceiver_flow_ros.model.weights import (
     load_lite,
@@ -306,3 +309,16 @@ def test_fetch_weights(folder, cache, monkeypatch, capsys):
 def test_names_are_those_of_transformers(network, saved):
     names = {transformers_name(name) for name in network.state_dict()}
     assert names == set(load_file(saved / 'model.safetensors'))
+
+
+def test_weights_do_not_hang_on_their_file(tmp_path):
+    """A file that is rewritten in place while the network is used: mapped memory would be gone."""
+    path = tmp_path / 'lite.safetensors'
+    shutil.copy(PACKAGED, path)
+    program = (
+        'import os, sys; from perceiver_flow_ros.model.weights import load_lite\n'
+        'network = load_lite(sys.argv[1]); os.truncate(sys.argv[1], 0)\n'
+        'assert all(weight.isfinite().all() for weight in network.parameters())\n'
+    )
+    child = subprocess.run([sys.executable, '-c', program, str(path)], capture_output=True)
+    assert child.returncode == 0, child.stderr.decode()

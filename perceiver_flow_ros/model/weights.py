@@ -249,7 +249,7 @@ def assign(network: nn.Module, tensors: dict[str, Tensor], path: Path,
         if tensors[name].shape != shape:
             raise WeightsError(f'{path}: {name!r} has shape {list(tensors[name].shape)}, '
                                f'expected {list(shape)}: these are the weights of another network')
-    network.load_state_dict({name: tensors[theirs].float()
+    network.load_state_dict({name: tensors[theirs].to(torch.float32, copy=True)
                              for name, (theirs, _) in wanted.items()}, assign=True)
     network.requires_grad_(False)
 
