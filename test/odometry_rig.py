@@ -99,6 +99,10 @@ def true_motion(first, second):
     return inverse(first.pose) @ second.pose
 
 
+def depth_of(view):
+    return np.where(np.isfinite(view.depth), view.depth, np.nan).astype(np.float32)
+
+
 def with_mover(flow):
     """The left third of the image moves by itself."""
     flow = flow.copy()

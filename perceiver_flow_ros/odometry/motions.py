@@ -31,6 +31,7 @@ class Motion(NamedTuple):
     normal: np.ndarray | None = None  # (3,) unit normal of the plane, planar only
 
 
+LEVER = 9.0  # squared lengths of its flow that a point must be off the epipole to count fully
 STILL = Motion(np.eye(3), np.zeros(3))
 Model = tuple[Callable[[Motion], Linear], Callable[[Motion, np.ndarray], Motion]]
 """linearize and retract, as `robust.refine` takes them"""
@@ -94,6 +95,10 @@ def general(samples: Samples) -> Model:
     which its noise does not touch: so the estimate is free of the bias of errors in variables
     (Kanatani 1996). What lies on the line's wrong half, behind the camera, is as far off as the
     end of the half, the point at infinity R x.
+
+    Next to the epipole the line turns by as much as it likes when t moves a little: there r is
+    not linear, and would promise a direction that nobody saw. So the length of the flow counts as
+    noise of the lever m, three times: d r / d t is never above that far from the epipole.
     """
     x2, (sxx, sxy, syy) = samples.seen, samples.noise
     det = sxx * syy - sxy * sxy
@@ -107,7 +112,9 @@ def general(samples: Samples) -> Model:
         at = x2.copy()
         at[0] -= sx * e / variance
         at[1] -= sy * e / variance
-        s = np.sqrt(variance)
+        # t x (at - R x): how far along its line the flow moves the point, seen from the epipole.
+        px, py, _ = cross(t, at - y / y[2])
+        s = np.sqrt(variance + LEVER * (sxx * px * px + 2 * sxy * px * py + syy * py * py))
         along = cross(y, at) / s
         j = np.concatenate([cross(y, cross(at, t)) / s, tangent(t).T @ along])
         # Behind the camera: then it should be at the point at infinity.
