@@ -33,6 +33,9 @@ PLANAR = 0.3  # share of the samples that must agree on a plane
 DRAWS = 128  # planes tried
 LEAST = 0.02  # px of noise assumed at least
 UNEVEN = 0.03  # relative deviation of the distance told: kerbs, springs, tyres
+STEPS = np.arange(0.7, 1.43, 0.01)  # distances, in those of the plane found, of one beside it
+PRECISE = 0.03  # relative deviation of a sample's distance that tells a plane beside it
+FADING = 0.95  # of the doubt which plane is the ground, a pair
 VAGUE = 0.25  # relative deviation of a scale that is none
 CONE = math.tan(math.radians(12.0))  # half the view of a range sensor
 
@@ -50,6 +53,7 @@ class Ground:
 
     def __init__(self, height: float, normal: np.ndarray) -> None:
         self.height, self.normal, self.variance = height, normal, MOUNT**2
+        self.doubt = 0.0  # relative variance: which of two planes it is
 
     def length(
         self, samples: Samples, ego: Ego, images: tuple | None = None
@@ -99,7 +103,10 @@ class Ground:
         variance = n @ covariance @ n
         length = self.height * float(np.linalg.norm(p))
         slope = self.height * slopes(part, ego, fit) @ n
-        return length, joint(ego.covariance, slope, variance * self.height**2, length)
+        # The wheels come later to where the camera looks: a doubt goes slowly.
+        self.doubt = max(rival(part, ego, p), FADING * self.doubt)
+        own = variance * self.height**2 + self.doubt * length**2
+        return length, joint(ego.covariance, slope, own, length)
 
 
 def along_axis(
@@ -173,6 +180,28 @@ def consensus(
     cost = np.minimum(((p @ rays - q) / deviation) ** 2, 9.0).mean(axis=1)
     cost[cosine < math.cos(TILT)] += 9.0
     return p[np.argmin(cost)]
+
+
+def rival(part: Samples, ego: Ego, p: np.ndarray) -> float:
+    """
+    Tell the relative variance of the distance for there being two planes, one above the other.
+
+    Beside a road there is a pavement; which of them we are on, the flow does not tell. With shares
+    1 - w and w of what looks like either, and d between them, the variance is w (1 - w) d^2.
+    """
+    q, deviation = inverse_depths(part, ego.motion)
+    expected = p @ part.rays
+    known = (q > 0) & (expected > 0)
+    distance = expected[known] / q[known]
+    spread = deviation[known] * max(ego.noise, LEAST) / q[known]
+    precise = spread < PRECISE
+    distance, spread = distance[precise], spread[precise]
+    found = np.abs(distance - 1) < 3 * np.maximum(spread, 0.01)
+    off = np.abs(distance[~found, None] - STEPS) < 2 * np.maximum(spread[~found, None], 0.005)
+    votes = off.sum(axis=0)
+    best = int(np.argmax(votes))
+    share = votes[best] / max(votes[best] + np.count_nonzero(found), 1)
+    return float(share * (1 - share) * (STEPS[best] - 1) ** 2)
 
 
 def inverse_depths(samples: Samples, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
