@@ -195,6 +195,7 @@ def test_what_is_missing_is_counted_and_flow_goes_on(capsys, tmp_path, views):
     text = capsys.readouterr().out
     assert 'motion of 0 of 3 pairs, scale source none' in text
     assert '3 x no_camera' in text and '1 x repeated' in text and '1 x gap' in text
+    assert 'K[0] is 0: the camera is not calibrated' in text and 'every pose is the same' in text
     content = read(out)
     assert len(content[NODE + 'flow']) == 3 and NODE + 'twist' not in content
     assert len(tum.read_text().splitlines()) == 5  # one per frame; the pose is held

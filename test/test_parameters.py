@@ -67,6 +67,12 @@ def rig():
     r.close()
 
 
+def test_a_misspelled_parameter_is_named(capfd):
+    rig = Rig(loader=lambda *_, **__: Estimator(), start=False, modle='dis')
+    rig.close()
+    assert "'modle' is no parameter of this node" in capfd.readouterr().err
+
+
 def test_every_parameter_is_described(rig):
     request = DescribeParameters.Request(names=[s.name for s in SETTINGS])
     for s, d in zip(

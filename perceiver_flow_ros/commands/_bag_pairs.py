@@ -61,6 +61,7 @@ class Results:
         self._trajectory: list[tuple[int, np.ndarray]] = []
         self._distance, self._motions, self._kinds = 0.0, 0, Counter()
         self._reasons, self._remarks, self._no_pair = Counter(), Counter(), Counter()
+        self._explained: dict[str, str] = {}  # reason -> what was wrong the first time
 
     def take(self, name: str, message: Any) -> None:
         """Take a message of another topic than the images'."""
@@ -142,6 +143,7 @@ class Results:
             self._kinds[estimate.kind] += 1
         else:
             self._reasons[outcome.reason] += 1
+            self._explained.setdefault(outcome.reason, estimate.message)
         if outcome.remark:
             self._remarks[outcome.remark.partition(':')[0]] += 1
 
@@ -160,6 +162,7 @@ class Results:
             'motion_kinds': dict(self._kinds.most_common()),
             'distance_m': self._distance if metric else None,
             'without_motion': dict(self._reasons.most_common()),
+            'explained': dict(self._explained),
             'no_pair': dict(self._no_pair.most_common()),
             'remarks': dict(self._remarks.most_common()),
         }

@@ -110,11 +110,14 @@ def describe(report: dict[str, Any]) -> str:
     )
     if report['distance_m'] is not None:
         lines.append(f'{report["distance_m"]:.2f} m travelled in {report["seconds"]:.2f} s')
-    lines += [f'  {count} x {why}' for why, count in report['without_motion'].items()]
+    for why, count in report['without_motion'].items():
+        text = report['explained'][why]
+        lines.append(f'  {count} x {why}' + (f': {text}' if text else ''))
     lines += [f'  {count} x {why}' for why, count in report['no_pair'].items()]
     lines += [f'  {count} x {why}' for why, count in report['remarks'].items()]
     if 'tum' in report:
-        lines.append(f'{report["tum"]}: trajectory of {report["frames"]} frames')
+        held = '' if report['distance_m'] else ', none with metres: every pose is the same'
+        lines.append(f'{report["tum"]}: trajectory of {report["frames"]} frames{held}')
     return '\n'.join(lines)
 
 

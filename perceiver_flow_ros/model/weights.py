@@ -104,8 +104,8 @@ def find(weights: str | Path, allow_download: bool = False) -> Path:
     name = str(weights)
     if isinstance(weights, Path) or name.count('/') != 1 or name[0] in '/.~' \
             or path.suffix in ('.safetensors', '.bin', '.pt', '.pth'):
-        raise WeightsError(f'{name}: no such file or folder, nor is it a Hugging Face id '
-                           '(OWNER/NAME)')
+        raise WeightsError(f'{name}: no such file or folder, nor is it lite, official, dis or a '
+                           'Hugging Face id (OWNER/NAME)')
     return cached(name) or downloaded(name, allow_download)
 
 

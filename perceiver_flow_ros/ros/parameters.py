@@ -289,6 +289,9 @@ def declare(node: Node) -> Settings:
         problem = s.problem(values[s.name])
         if problem:
             raise InvalidParameterValueException(s.name, values[s.name], problem)
+    for name in node._parameter_overrides:  # rclpy offers no other way to see what was misspelled
+        if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
+            node.get_logger().warning(f'{name!r} is no parameter of this node: ignored')
     settings = Settings(**values)
     _ = settings.odometry  # refused here, before anything is loaded
     return settings
