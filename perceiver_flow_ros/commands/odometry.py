@@ -7,16 +7,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from perceiver_flow_ros.commands.calibration import read_calibration
+from perceiver_flow_ros.commands._sequences import Sequence, find_sequence
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
-from perceiver_flow_ros.odometry import Camera, Odometry, Settings, register_depth
+from perceiver_flow_ros.odometry import Camera, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, rotation_vector, transform
 
 HELP = 'measure the ego-motion on sequences with true poses, beside OpenCV five-point and PnP'
@@ -25,23 +23,8 @@ EXAMPLE = 'perceiver_flow odometry sequences/kitti_06 --model dis --camera-heigh
 LAYOUTS = """
   KITTI odometry  calib.txt poses.txt times.txt and one folder of images, of camera 0
   7-Scenes        frame-NNNNNN.color.png|jpg .depth.png .pose.txt (30 Hz; Kinect)"""
-KINECT = 585.0, 525.0, 0.025  # px: focal lengths of depth and colour; m: colour right of depth
-KINECT_RATE = 30.0  # Hz
 THRESHOLD = 1.0  # px, of OpenCV's RANSAC
 GRID = 6  # px, of the vectors OpenCV gets: the textured half of them
-
-
-@dataclass
-class Sequence:
-    """Images, poses and what else a sequence has."""
-
-    layout: str  # 'kitti' | '7scenes'
-    images: list[Path]
-    poses: np.ndarray  # (N, 4, 4) T_world_base
-    times: np.ndarray  # (N,) seconds
-    camera: Camera
-    base_from_camera: np.ndarray | None = None  # (4, 4); None: the poses are the camera's
-    depth: Callable[[int], np.ndarray] | None = None  # (H, W) metres, registered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if args.every < 1 or any(gap < 1 for gap in args.gaps or ()):
         raise ValueError('--gaps and --every count frames: expected 1 or more')
     sequence = find_sequence(args.root)
-    cv2.setNumThreads(1)  # what a pair costs is told for one core
     gaps = args.gaps or ([1] if sequence.depth is None else [1, 5])
+    if max(gaps) >= len(sequence.images):
+        raise ValueError(
+            f'{args.root}: {len(sequence.images)} frames, none of them {max(gaps)} apart'
+        )
+    cv2.setNumThreads(1)  # what a pair costs is told for one core
     estimator = estimator_from(args)
     report = {
         'sequence': args.root.resolve().name,
@@ -195,83 +182,6 @@ def medians(rows: list, metric: bool) -> dict:
     rotation, direction, translation = np.nanmedian(np.array(rows), axis=0)
     out = {'rotation_deg': float(rotation), 'direction_deg': float(direction)}
     return {**out, 'translation_mm': 1e3 * float(translation)} if metric else out
-
-
-# Where sequences are found
-
-
-def find_sequence(root: Path) -> Sequence:
-    """Read what there is, ValueError where it is neither layout."""
-    if (root / 'poses.txt').is_file():
-        return kitti(root)
-    if (root / 'frame-000000.pose.txt').is_file():
-        return seven_scenes(root)
-    raise ValueError(
-        f'{root}: neither KITTI odometry (calib.txt, poses.txt, times.txt, images) nor 7-Scenes '
-        '(frame-000000.color.*, .depth.png, .pose.txt)'
-    )
-
-
-def kitti(root: Path) -> Sequence:
-    """calib.txt, poses.txt, times.txt, and the images in image_0 or the only other folder."""
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and any(f.glob('*.png')))
-    if not folders:
-        raise ValueError(f'{root}: no folder of PNG images beside poses.txt')
-    images = sorted(folders[0].glob('*.png'))
-    poses = numbers(root / 'poses.txt').reshape(-1, 3, 4)
-    times = numbers(root / 'times.txt').ravel()
-    if not len(images) == len(poses) == len(times):
-        raise ValueError(
-            f'{root}: {len(images)} images, {len(poses)} poses, {len(times)} times: '
-            'expected one of each a frame'
-        )
-    calibration = read_calibration(root / 'calib.txt')
-    height, width = _size(images[0])
-    camera = Camera.from_info(width, height, calibration.k, p=calibration.p, rectified=True)
-    bottom = np.tile([[[0, 0, 0, 1.0]]], (len(poses), 1, 1))
-    # No base frame: the road is taken to lie below the camera, along its y axis.
-    return Sequence('kitti', images, np.concatenate([poses, bottom], axis=1), times, camera)
-
-
-def seven_scenes(root: Path) -> Sequence:
-    """frame-NNNNNN.color.png or .jpg, .depth.png (mm, the depth camera's), .pose.txt (its)."""
-    images = sorted([*root.glob('frame-*.color.png'), *root.glob('frame-*.color.jpg')])
-    names = [image.name.partition('.')[0] for image in images]
-    poses = np.stack([numbers(root / f'{name}.pose.txt').reshape(4, 4) for name in names])
-    height, width = _size(images[0])
-    depth_focal, focal, baseline = KINECT
-    centre = width / 2, height / 2
-    camera = Camera.pinhole(width, height, focal, focal, *centre)
-    depth_camera = Camera.pinhole(width, height, depth_focal, depth_focal, *centre)
-    camera_from_depth = transform(np.eye(3), np.array([-baseline, 0, 0]))
-    kept: dict[int, np.ndarray] = {}
-
-    def depth(i: int) -> np.ndarray:
-        if i not in kept:
-            image = cv2.imread(str(root / f'{names[i]}.depth.png'), cv2.IMREAD_UNCHANGED)
-            if image is None:
-                raise ValueError(f'{root / names[i]}.depth.png cannot be read')
-            while len(kept) > 16:
-                del kept[next(iter(kept))]
-            kept[i] = register_depth(image, depth_camera, camera, camera_from_depth)
-        return kept[i]
-
-    times = np.arange(len(images)) / KINECT_RATE
-    return Sequence('7scenes', images, poses, times, camera, inverse(camera_from_depth), depth)
-
-
-def numbers(path: Path) -> np.ndarray:
-    """Read a file of numbers."""
-    try:
-        return np.loadtxt(path)
-    except ValueError as error:
-        raise ValueError(f'{path}: expected rows of numbers: {error}') from None
-
-
-def _size(path: Path) -> tuple[int, int]:
-    from perceiver_flow_ros.flow.files import read_image
-
-    return read_image(path).shape[:2]
 
 
 # What is printed
