@@ -67,9 +67,10 @@ def metres(depth: np.ndarray, camera: Camera, settings: Settings) -> np.ndarray:
             Reason.DEPTH_SIZE,
             f'depth is {depth.dtype}, expected float metres or uint16 millimetres',
         )
-    with np.errstate(invalid='ignore'):
-        known = (depth >= max(settings.depth_min, 1e-6)) & (depth <= settings.depth_max)
-    return np.where(known, depth, np.nan).astype(np.float32)
+    depth = depth.astype(np.float32)  # a copy
+    known = cv2.inRange(depth, max(settings.depth_min, 1e-6), settings.depth_max)
+    depth[known == 0] = np.nan
+    return depth
 
 
 def at(depth: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -110,17 +111,21 @@ def align(
     surface : see `surface`.
 
     """
-    starts = [STILL] if prior.gyro is None else [STILL._replace(turn=prior.gyro)]
-    if prior.gyro is None:
-        starts += [m for m in (prior.last, three_points(samples, depth, focal)) if m is not None]
     chosen = slice(None, None, -(-len(samples) // FEW))
     linearize, retract = motions.rigid(samples[chosen], depth[chosen])
+    starts = [STILL]
     if prior.gyro is not None:
+        starts = [STILL._replace(turn=prior.gyro)]
         linearize, retract = motions.held(linearize), motions.still(retract)
-    best = min(
-        (refine([Block(linearize)], retract, start, close=CLOSE) for start in starts),
-        key=lambda fit: fit.scale,
-    )
+    elif prior.last is not None:
+        starts.append(prior.last)
+    fits = [refine([Block(linearize)], retract, start, close=CLOSE) for start in starts]
+    # Random sets of points only where what was expected does not lead to an explanation.
+    if prior.gyro is None and min(fit.scale for fit in fits) > THRESHOLD / focal:
+        guess = three_points(samples, depth, focal)
+        if guess is not None:
+            fits.append(refine([Block(linearize)], retract, guess, close=CLOSE))
+    best = min(fits, key=lambda fit: fit.scale)
     model = motions.rigid(samples, depth)
     more = []
     if surface is not None:
@@ -159,8 +164,8 @@ def worth(block: Block, state: Motion, expected: float) -> float:
     Errors that go together within a cell count once. So do residuals beyond the noise expected: a
     calibration that is a little off, or images taken a little apart, are wrong everywhere alike.
     """
-    excess = max(block.weigh(state).scale / expected, 1.0)
-    return independent(block, state) / excess**2
+    weighed = block.weigh(state)
+    return independent(block, weighed) / max(weighed.scale / expected, 1.0) ** 2
 
 
 def surface(previous: np.ndarray, current: np.ndarray, camera: Camera, grid: int) -> Block | None:

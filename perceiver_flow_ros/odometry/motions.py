@@ -180,14 +180,11 @@ def rigid(samples: Samples, depth: np.ndarray) -> Model:
 
 def _about(y: np.ndarray) -> np.ndarray:
     """Derivative (3, 3, N) of Exp(d) y by d: row i is e_i x y."""
-    zero = np.zeros_like(y[0])
-    return np.stack(
-        [
-            np.stack([zero, -y[2], y[1]]),
-            np.stack([y[2], zero, -y[0]]),
-            np.stack([-y[1], y[0], zero]),
-        ]
-    )
+    out = np.zeros((3, *y.shape))
+    out[0, 1], out[0, 2] = -y[2], y[1]
+    out[1, 0], out[1, 2] = y[2], -y[0]
+    out[2, 0], out[2, 1] = -y[1], y[0]
+    return out
 
 
 class Whitening:
@@ -207,8 +204,8 @@ class Whitening:
         z = np.where(y[2] > 1e-6, y[2], 1e-6)
         px, py = y[0] / z, y[1] / z
         rx, ry = px - self._seen[0], py - self._seen[1]
-        jx, jy = (dy[:, 0] - px * dy[:, 2]) / z, (dy[:, 1] - py * dy[:, 2]) / z
-        return Linear(
-            np.stack([self._a * rx + self._b * ry, self._c * ry]),
-            np.stack([self._a * jx + self._b * jy, self._c * jy], axis=1),
-        )
+        jx, jy = dy[:, 0] - px * dy[:, 2], dy[:, 1] - py * dy[:, 2]
+        a, b, c = self._a / z, self._b / z, self._c / z
+        j = np.empty((len(dy), 2, len(z)))
+        j[:, 0], j[:, 1] = a * jx + b * jy, c * jy
+        return Linear(np.stack([self._a * rx + self._b * ry, self._c * ry]), j)

@@ -182,9 +182,8 @@ def clustered(block: Block, weighed: Weighed) -> np.ndarray:
     return sums @ sums.T / REACH**2 * (clusters / max(clusters - len(scores), 1))
 
 
-def independent(block: Block, state: Any) -> float:
+def independent(block: Block, weighed: Weighed) -> float:
     """Tell which share of the samples would say as much if they erred independently (Kish)."""
-    weighed = block.weigh(state)
     alone = np.einsum('pn,pn->p', *[weighed.scores()] * 2)
     together = np.diag(clustered(block, weighed))
     return float(np.clip(np.mean(alone / np.maximum(together, 1e-30)), 1e-3, 1.0))
