@@ -258,7 +258,8 @@ def _check_choice(name: str, value: object, choices: tuple) -> None:
 def _require_torch(model: str) -> None:
     # GNU OpenMP's threads spin for milliseconds while they wait for each other at the end of an
     # operation. Where other processes want the cores, too, that is many times slower than to
-    # sleep soon; on an idle machine it gains little. OpenMP reads this once, when torch is first imported.
+    # sleep soon; on an idle machine it gains little. OpenMP reads this once, when torch is first
+    # imported.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     try:
