@@ -139,7 +139,8 @@ class Pipeline:
 
     def _follow(self, message: Image | CompressedImage) -> None:
         estimator = self.estimator
-        wanted = self.wanted()
+        wanted = self.wanted()  # once: somebody may come while this pair is worked on
+        cues = wanted - self._outputs.keys()
         if estimator is None or not wanted:
             self._previous = None
             return
@@ -160,7 +161,7 @@ class Pipeline:
         backward = None
         if wanted & DENSE or not decodes_points(estimator, grid):
             stride, flow = estimator.query_stride, estimator(*pair)
-            if 'confidence' in wanted or (settings.forward_backward and self.cues.wanted()):
+            if 'confidence' in wanted or (settings.forward_backward and cues):
                 backward = estimator(*pair[::-1])
         else:  # motion alone needs but a sparse grid
             stride, flow = grid, on_grid(estimator, *pair, grid)
@@ -168,7 +169,7 @@ class Pipeline:
                 backward = on_grid(estimator, *pair[::-1], grid)
         took = time.perf_counter() - start
         self._publish(previous, frame, flow)
-        self.cues.follow(previous, frame, flow, stride, backward, self.cues.wanted())
+        self.cues.follow(previous, frame, flow, stride, backward, cues)
         self._node.diagnostics.flowed(frame.stamp / 1e9, took)
 
     def _pixels(self, message: Image | CompressedImage) -> np.ndarray:
