@@ -42,7 +42,7 @@ def made_up(leak=0.0, slower=0.0, late=0.0, lost=0, failed=0):
     ],
 )
 def test_verdict(fault, broken):
-    report = soak.judge(made_up(**fault), None, True)
+    report = soak.judge(made_up(**fault), None, None, True)
     assert [name for name, holds in report['holds'].items() if not holds] == broken
     json.dumps(report)
     shown = soak.text({'model': 'lite', 'rate': 30.0, 'size': [640, 480], **report})
@@ -53,8 +53,16 @@ def test_overhead():
     overhead = soak.overhead_of(made_up())
     assert overhead == pytest.approx({'node': 10.0, 'subscriber': 20.0})
     for node, holds in ((8.0, True), (8.1, False)):
-        report = soak.judge(made_up(), {'node': node, 'subscriber': 9.0}, True)
+        report = soak.judge(made_up(), {'node': node, 'subscriber': 9.0}, None, True)
         assert report['holds']['overhead'] == holds
+
+
+def test_start():
+    for first, holds in ((6.4, True), (6.6, False)):
+        report = soak.judge(made_up(), None, {'first flow': first, 'imports': 3.5}, True)
+        assert report['holds']['start'] == holds
+        shown = soak.text({'model': 'lite', 'rate': 30.0, 'size': [640, 480], **report})
+        assert f'{first} s from the start' in shown
 
 
 def test_what_makes_no_soak_is_refused():
@@ -82,4 +90,5 @@ def test_a_short_soak():
     assert report['received'] == report['processed'] + report['dropped']
     assert report['flows'] > 10 and report['holds']['accounted'] and report['holds']['none failed']
     assert report['holds']['memory'], report['memory']
+    assert 0 < report['start']['imports'] < report['start']['first flow']
     assert report['overhead']['node'] > 0 and report['latency']['p95'] > 0

@@ -70,18 +70,18 @@ class Processes:
         self._folder = folder
         self._children: dict[str, subprocess.Popen] = {}
         self._lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
-        self._environment = {
+        self.environment = {
             **os.environ,
             'ROS_DOMAIN_ID': str(domain),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
             'ROS_LOG_DIR': str(folder / 'log'),
             'FASTDDS_DEFAULT_PROFILES_FILE': str(fast_dds_profile()),
         }
-        self._environment.setdefault('AMENT_PREFIX_PATH', sys.prefix)
+        self.environment.setdefault('AMENT_PREFIX_PATH', sys.prefix)
         package = Path(__file__).resolve().parents[2]
         if package.name not in ('site-packages', 'dist-packages'):  # a checkout
             path = os.environ.get('PYTHONPATH')
-            self._environment['PYTHONPATH'] = (
+            self.environment['PYTHONPATH'] = (
                 f'{package}{os.pathsep}{path}' if path else str(package)
             )
 
@@ -106,7 +106,7 @@ class Processes:
         with self._log(name).open('w') as log:
             child = subprocess.Popen(
                 [sys.executable, '-m', module, *arguments, *ros, *remaps],
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

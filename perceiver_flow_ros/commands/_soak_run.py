@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from perceiver_flow_ros.commands._demo_processes import (
 FRAMES = 24  # that the camera sends over and over
 STEP = 3  # px of motion from one to the next
 START = 90.0  # s for the node to be there
+MODULE = 'perceiver_flow_ros.ros.'
 QUIET = 15.0  # s after which the node must have finished what it took
 
 
@@ -72,19 +75,65 @@ def run(
 
     """
     with temporary_folder() as name, Processes(Path(name), own_domain()) as processes:
-        folder = Path(name)
-        settings = [w for k, v in parameters.items() for w in ('-p', f'{k}:={json.dumps(v)}')]
-        module = 'perceiver_flow_ros.ros.'
-        processes.start('node', f'{module}node', '--ros-args', *settings, topics=CAMERA)
-        processes.start('meter', f'{module}meter', topics={'flow': '/perceiver_flow/flow'})
+        _start_node(processes, parameters)
+        _start_meter(processes)
         _wait(processes, 'the node subscribed to by the meter', _is_ready)
-        files = [str(file) for file in write_footage(folder, width, height)]
-        count = str(max(round(seconds * rate), 2))
-        processes.start(
-            'camera', f'{module}camera', *files, '--rate', str(rate), '--count', count,
-            topics=CAMERA,
-        )  # fmt: skip
+        footage = write_footage(Path(name), width, height)
+        _start_camera(processes, footage, rate, max(round(seconds * rate), 2))
         return _follow(processes, seconds, title)
+
+
+def start_up(
+    *, rate: float, width: int, height: int, parameters: dict[str, Any]
+) -> dict[str, float]:  # fmt: skip
+    """
+    Start the node while images and a listener are there already; times in seconds.
+
+    Returns
+    -------
+    `first flow`: from the start of the process to the first flow at the listener; `imports`: what
+    a process of its own needs to import the same, just before.
+
+    Raises
+    ------
+    DemoError
+        When a process fails or nothing comes.
+
+    """
+    with temporary_folder() as name, Processes(Path(name), own_domain()) as processes:
+        footage = write_footage(Path(name), width, height)
+        _start_meter(processes)
+        _start_camera(processes, footage, rate, round(START * rate), subscribers=0)
+        modules = ['perceiver_flow_ros.ros.node']
+        if parameters['model'] != 'dis':
+            modules += ['torch', 'perceiver_flow_ros.flow.lite']
+        begun = time.time()
+        subprocess.run(
+            [sys.executable, '-c', f'import {", ".join(modules)}'],
+            env=processes.environment, check=True,
+        )  # fmt: skip
+        imported = time.time()
+        _start_node(processes, parameters)
+        report = _wait(processes, 'the first flow', lambda line: line['first'] is not None)
+        return {'first flow': report['first'] - imported, 'imports': imported - begun}
+
+
+def _start_node(processes: Processes, parameters: dict[str, Any]) -> None:
+    settings = [w for k, v in parameters.items() for w in ('-p', f'{k}:={json.dumps(v)}')]
+    processes.start('node', f'{MODULE}node', '--ros-args', *settings, topics=CAMERA)
+
+
+def _start_meter(processes: Processes) -> None:
+    processes.start('meter', f'{MODULE}meter', topics={'flow': '/perceiver_flow/flow'})
+
+
+def _start_camera(
+    processes: Processes, footage: tuple[Path, Path], rate: float, count: int, subscribers: int = 1
+) -> None:
+    processes.start(
+        'camera', f'{MODULE}camera', *(str(file) for file in footage), '--rate', str(rate),
+        '--count', str(count), '--subscribers', str(subscribers), topics=CAMERA,
+    )  # fmt: skip
 
 
 def write_footage(folder: Path, width: int, height: int) -> tuple[Path, Path]:
@@ -115,7 +164,9 @@ def _is_ready(line: dict[str, Any]) -> bool:
     return values.get('subscribers of /perceiver_flow/flow') == '1'
 
 
-def _wait(processes: Processes, what: str, condition) -> None:
+def _wait(
+    processes: Processes, what: str, condition: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
     end = time.monotonic() + START
     while True:
         try:
@@ -124,8 +175,8 @@ def _wait(processes: Processes, what: str, condition) -> None:
             raise DemoError(f'in vain for {what}\n{processes.log_tail()}') from None
         if line is None:
             raise DemoError(f'the {name} ended\n{processes.log_tail()}')
-        if name == 'meter' and condition(json.loads(line)):
-            return
+        if name == 'meter' and condition(report := json.loads(line)):
+            return report
 
 
 def _follow(processes: Processes, seconds: float, title: str) -> Run:

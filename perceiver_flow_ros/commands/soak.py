@@ -20,6 +20,7 @@ MEMORY = 20.0  # MB that it may grow after that
 GROWTH = 1.2, 10.0  # factor, ms: what the median latency of the last third may be of the first's
 LATE = 1.5, 30.0  # factor of the inference, ms: what the 95th percentile of the latency may be
 OVERHEAD = 8.0  # ms that the node may add to the inference at VGA
+START_UP = 3.0  # s from the imports of the node to the first flow at VGA
 OVERHEAD_RUN = 15.0, 10.0  # s, Hz, with the fastest model: nothing waits
 VGA = 640, 480
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='as of the node (default: 0, those of the machine)',
     )  # fmt: skip
     parser.add_argument('--size', default='640x480', metavar='WxH', help='default: 640x480')
-    parser.add_argument('--no-overhead', action='store_true', help='leave out the short first run')
+    parser.add_argument(
+        '--no-overhead', action='store_true', help='leave out the two short runs before'
+    )
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
 
 
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     parameters = {'model': args.model, 'quality': args.quality, 'threads': args.threads}
     common: dict[str, Any] = {'width': width, 'height': height}
     try:
-        overhead = None
+        overhead = started = None
         if not args.no_overhead:
             fast = {'model': 'dis', 'quality': 'fast'}
             long, rate = OVERHEAD_RUN
@@ -66,12 +69,13 @@ def run(args: argparse.Namespace) -> int:
                 seconds=long, rate=rate, parameters=fast, title='overhead', **common
             )
             overhead = overhead_of(short)
+            started = processes.start_up(rate=args.rate, parameters=parameters, **common)
         soaked = processes.run(
             seconds=seconds, rate=args.rate, parameters=parameters, title='soaking', **common
         )
     except processes.DemoError as error:
         raise ValueError(str(error)) from None
-    report = judge(soaked, overhead, (width, height) == VGA)
+    report = judge(soaked, overhead, started, (width, height) == VGA)
     report = {'model': args.model, 'rate': args.rate, 'size': [width, height], **report}
     print(json.dumps(report, indent=2) if args.json else text(report))
     return 0 if all(report['holds'].values()) else 1
@@ -91,8 +95,10 @@ def overhead_of(short: Run) -> dict[str, float]:
     }
 
 
-def judge(soaked: Run, overhead: dict[str, float] | None, vga: bool) -> dict[str, Any]:
-    """Compare a run with the bars."""
+def judge(
+    soaked: Run, overhead: dict[str, float] | None, started: dict[str, float] | None, vga: bool
+) -> dict[str, Any]:
+    """Compare a run, and the short ones before it, with the bars."""
     counts = soaked.counts
     after = [s for s in soaked.samples if s.time >= WARM_UP * soaked.samples[-1].time]
     memory = np.array([s.memory for s in after])  # with what an inference holds for a moment
@@ -114,6 +120,8 @@ def judge(soaked: Run, overhead: dict[str, float] | None, vga: bool) -> dict[str
     }
     if overhead is not None and vga:
         holds['overhead'] = overhead['node'] <= OVERHEAD
+    if started is not None and vga:
+        holds['start'] = started['first flow'] - started['imports'] <= START_UP
     return {
         'seconds': soaked.samples[-1].time,
         'sent': soaked.sent,
@@ -122,6 +130,7 @@ def judge(soaked: Run, overhead: dict[str, float] | None, vga: bool) -> dict[str
         'inference': inference,
         'latency': {'p95': p95, 'limit': LATE[0] * inference + LATE[1], 'thirds': table},
         'overhead': overhead,
+        'start': started,
         'holds': holds,
     }  # fmt: skip
 
@@ -155,5 +164,12 @@ def text(report: dict[str, Any]) -> str:
         lines.append(
             f'  overhead  {report["overhead"]["node"]:.1f} ms of the node beyond the inference'
             f'{bar}; {report["overhead"]["subscriber"]:.1f} ms up to a subscriber'
+        )
+    if report['start'] is not None:
+        first, imports = report['start']['first flow'], report['start']['imports']
+        bar = f' (bar: {START_UP:.0f} s): {verdict("start")}' if 'start' in holds else ''
+        lines.append(
+            f'  start     {first:.1f} s from the start of the process to the first flow, '
+            f'{first - imports:.1f} s beyond its imports{bar}'
         )
     return '\n'.join(lines)
