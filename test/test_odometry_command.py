@@ -52,6 +52,9 @@ def test_the_motion_of_a_rendered_drive_is_measured(sequence, capsys):
     assert row['ours']['rotation_deg'] < 0.1 and row['ours']['direction_deg'] < 2
     assert row['opencv']['rotation_deg'] < 1 and row['seconds'] > 0
     assert abs(row['distance_error']) < 0.05 and row['speed_error'] < 0.08
+    closure = report['closure']
+    assert closure['pairs'] == 2 and closure['rotation_deg'] < 0.1
+    assert 0 < closure['deviation'] < 10 and 0 < row['deviation'] < 20
 
 
 def test_wrong_poses_are_told_as_errors(sequence, tmp_path, capsys):
@@ -62,9 +65,12 @@ def test_wrong_poses_are_told_as_errors(sequence, tmp_path, capsys):
     poses = '\n'.join(' '.join(map(str, row.ravel())) for row in rows)
     folder = copied(sequence, tmp_path, poses=poses)
     assert main(['odometry', str(folder), '--model', 'dis', '--every', '2', '--json']) == 0
-    (row,) = json.loads(capsys.readouterr().out)['gaps']
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report['gaps']
     assert row['pairs'] == 3 and row['scale'] == 'none' and 'distance_error' not in row
     assert row['ours']['rotation_deg'] == pytest.approx(1, abs=0.1)
+    assert row['deviation'] > 100  # such errors the covariances do not tell; nor are they ours
+    assert report['closure']['rotation_deg'] < 0.1 and report['closure']['deviation'] < 10
 
 
 def test_a_table_for_people(sequence, capsys):

@@ -24,10 +24,9 @@ class Sequence:
 
     layout: str  # 'kitti' | '7scenes'
     images: list[Path]
-    poses: np.ndarray  # (N, 4, 4) T_world_base
+    poses: np.ndarray  # (N, 4, 4) T_world_camera
     times: np.ndarray  # (N,) seconds
     camera: Camera
-    base_from_camera: np.ndarray | None = None  # (4, 4); None: the poses are the camera's
     depth: Callable[[int], np.ndarray] | None = None  # (H, W) metres, registered
 
 
@@ -65,16 +64,17 @@ def kitti(root: Path) -> Sequence:
 
 
 def seven_scenes(root: Path) -> Sequence:
-    """frame-NNNNNN.color.png or .jpg, .depth.png (mm, the depth camera's), .pose.txt (its)."""
+    """frame-NNNNNN.color.png or .jpg, .depth.png (mm) and .pose.txt of the depth camera."""
     images = sorted([*root.glob('frame-*.color.png'), *root.glob('frame-*.color.jpg')])
     names = [image.name.partition('.')[0] for image in images]
-    poses = np.stack([numbers(root / f'{name}.pose.txt', 4, 4) for name in names])
-    height, width = _size(images[0])
     depth_focal, focal, baseline = KINECT
+    camera_from_depth = transform(np.eye(3), np.array([-baseline, 0, 0]))
+    poses = np.stack([numbers(root / f'{name}.pose.txt', 4, 4) for name in names])
+    poses = poses @ inverse(camera_from_depth)
+    height, width = _size(images[0])
     centre = width / 2, height / 2
     camera = Camera.pinhole(width, height, focal, focal, *centre)
     depth_camera = Camera.pinhole(width, height, depth_focal, depth_focal, *centre)
-    camera_from_depth = transform(np.eye(3), np.array([-baseline, 0, 0]))
     kept: dict[int, np.ndarray] = {}
 
     def depth(i: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def seven_scenes(root: Path) -> Sequence:
         return kept[i]
 
     times = np.arange(len(images)) / KINECT_RATE
-    return Sequence('7scenes', images, poses, times, camera, inverse(camera_from_depth), depth)
+    return Sequence('7scenes', images, poses, times, camera, depth)
 
 
 def numbers(path: Path, columns: int, rows: int | None = None) -> np.ndarray:

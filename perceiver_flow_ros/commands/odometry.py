@@ -7,14 +7,18 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from perceiver_flow_ros.commands._sequences import Sequence, find_sequence
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
-from perceiver_flow_ros.odometry import Camera, Odometry, Settings
+from perceiver_flow_ros.flow.estimator import FlowEstimator
+from perceiver_flow_ros.flow.files import read_image
+from perceiver_flow_ros.odometry import Camera, Estimate, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, rotation_vector, transform
 
 HELP = 'measure the ego-motion on sequences with true poses, beside OpenCV five-point and PnP'
@@ -24,6 +28,8 @@ LAYOUTS = """
   KITTI odometry  calib.txt poses.txt times.txt and one folder of images, of camera 0
   7-Scenes        frame-NNNNNN.color.png|jpg .depth.png .pose.txt (30 Hz; Kinect)"""
 THRESHOLD = 1.0  # px, of OpenCV's RANSAC
+CLOSURE_EVERY = 2  # frames from one start to the next
+CHI2_MEDIAN = 2.366  # of chi^2 with 3 degrees of freedom
 GRID = 6  # px, of the vectors OpenCV gets: the textured half of them
 
 
@@ -62,54 +68,68 @@ def run(args: argparse.Namespace) -> int:
         'frames': len(sequence.images),
         'model': estimator.name,
         'gaps': [measure(sequence, estimator, gap, args) for gap in gaps],
+        'closure': closure(sequence, estimator, args),
     }
     print(json.dumps(report, indent=2) if args.json else table(report))
     return 0
 
 
-def measure(sequence: Sequence, estimator, gap: int, args: argparse.Namespace) -> dict:
+class Pair(NamedTuple):
+    """What was seen and told of two frames."""
+
+    estimate: Estimate
+    seconds: float  # of CPU, without the flow
+    flow: np.ndarray
+    image: np.ndarray  # the previous one
+    depth: dict[str, np.ndarray]  # of both frames, by the name of `Odometry.update`'s argument
+
+
+def estimate_pair(
+    sequence: Sequence, estimator: FlowEstimator, odometry: Odometry, i: int, j: int
+) -> Pair:
+    """Estimate the motion from frame i to frame j."""
+    images = [read_image(sequence.images[k]) for k in (i, j)]
+    flow = estimator(*images)
+    depth = {}
+    if sequence.depth:
+        depth = {'depth': sequence.depth(i), 'current_depth': sequence.depth(j)}
+    begin = time.process_time()
+    estimate = odometry.update(
+        flow, sequence.camera, sequence.times[i], sequence.times[j],
+        stride=estimator.query_stride, previous_image=images[0], image=images[1], **depth,
+    )  # fmt: skip
+    return Pair(estimate, time.process_time() - begin, flow, images[0], depth)
+
+
+def measure(
+    sequence: Sequence, estimator: FlowEstimator, gap: int, args: argparse.Namespace
+) -> dict:
     """Estimate the motion of every pair so many frames apart; give medians and sums."""
     from tqdm import tqdm
 
-    from perceiver_flow_ros.flow.files import read_image
-
-    scale = 'depth' if sequence.depth else 'camera_height' if args.camera_height else 'none'
-    settings = Settings(scale=scale, camera_height=args.camera_height or 0.0)
-    odometry = Odometry(settings, sequence.base_from_camera)
-    ours, plain, lengths, seconds, kinds = [], [], [], [], {}
+    odometry = odometry_of(sequence, args)
+    scale = odometry.settings.scale
+    ours, plain, deviations, lengths, seconds = [], [], [], [], []
+    kinds: Counter[str] = Counter()
     starts = range(0, len(sequence.images) - gap, args.every)
     for i in tqdm(starts, f'{gap} apart', unit='pair', disable=None, file=sys.stderr):
-        images = [read_image(sequence.images[k]) for k in (i, i + gap)]
-        flow = estimator(*images)
-        more = {}
-        if sequence.depth:
-            more = {'depth': sequence.depth(i), 'current_depth': sequence.depth(i + gap)}
         if gap > 1 or args.every > 1 and not args.camera_height:
             odometry.reset()  # pairs that do not follow each other
-        begin = time.process_time()
-        estimate = odometry.update(
-            flow,
-            sequence.camera,
-            sequence.times[i],
-            sequence.times[i + gap],
-            stride=estimator.query_stride,
-            previous_image=images[0],
-            image=images[1],
-            **more,
-        )
-        seconds.append(time.process_time() - begin)
-        name = estimate.kind or estimate.reason.value
-        kinds[name] = kinds.get(name, 0) + 1
+        pair = estimate_pair(sequence, estimator, odometry, i, i + gap)
+        estimate = pair.estimate
+        seconds.append(pair.seconds)
+        kinds[estimate.kind or estimate.reason.value] += 1
         true = inverse(sequence.poses[i]) @ sequence.poses[i + gap]
         if estimate.valid:
-            ours.append(errors(based(estimate.motion, sequence), true))
+            ours.append(errors(estimate.motion, true))
+            deviations.append(squared(estimate.motion, true, turning(estimate)))
             if estimate.metric:
                 lengths.append([np.linalg.norm(t[:3, 3]) for t in (estimate.motion, true)])
         motion = None
         if estimator.query_stride == 1:
-            motion = opencv(flow, images[0], sequence.camera, more)
+            motion = opencv(pair.flow, pair.image, sequence.camera, pair.depth)
         if motion is not None:
-            plain.append(errors(based(motion, sequence), true))
+            plain.append(errors(motion, true))
     out = {
         'gap': gap,
         'scale': scale,
@@ -118,6 +138,7 @@ def measure(sequence: Sequence, estimator, gap: int, args: argparse.Namespace) -
         'kinds': kinds,
         'seconds': float(np.median(seconds)),
         'ours': medians(ours, scale == 'depth'),
+        'deviation': relative(deviations),
         'opencv': medians(plain, scale == 'depth'),
     }
     if lengths and scale == 'camera_height':
@@ -126,6 +147,54 @@ def measure(sequence: Sequence, estimator, gap: int, args: argparse.Namespace) -
         out['speed_error'] = float(np.median(np.abs(mine / true - 1)))
         out['metric'] = len(lengths)
     return out
+
+
+def odometry_of(sequence: Sequence, args: argparse.Namespace) -> Odometry:
+    """Make an odometry that takes its metres from what the sequence has."""
+    scale = 'depth' if sequence.depth else 'camera_height' if args.camera_height else 'none'
+    settings = Settings(scale=scale, camera_height=args.camera_height or 0.0)
+    return Odometry(settings)
+
+
+def closure(sequence: Sequence, estimator: FlowEstimator, args: argparse.Namespace) -> dict:
+    """
+    Compare rotations over two frames with two of one frame each: what needs no true poses.
+
+    Noise of the flow shows in it; what is wrong everywhere alike (calibration) does not.
+    """
+    from tqdm import tqdm
+
+    angles, deviations = [], []
+    starts = range(0, len(sequence.images) - 2, max(args.every, CLOSURE_EVERY))
+    for i in tqdm(starts, 'closure', unit='pair', disable=None, file=sys.stderr):
+        first, second, both = (
+            estimate_pair(sequence, estimator, odometry_of(sequence, args), *ends).estimate
+            for ends in ((i, i + 1), (i + 1, i + 2), (i, i + 2))
+        )
+        if not (first.valid and second.valid and both.valid):
+            continue
+        parts = first.motion @ second.motion
+        covariance = turning(first) + turning(second) + turning(both)
+        angles.append(errors(both.motion, parts)[0])
+        deviations.append(squared(both.motion, parts, covariance))
+    rotation = float(np.median(angles)) if angles else None
+    return {'pairs': len(angles), 'rotation_deg': rotation, 'deviation': relative(deviations)}
+
+
+def turning(estimate: Estimate) -> np.ndarray:
+    """Give the covariance (3, 3) of an estimate's rotation, rad^2."""
+    return estimate.twist_covariance[3:, 3:] * estimate.dt**2
+
+
+def squared(motion: np.ndarray, true: np.ndarray, covariance: np.ndarray) -> float:
+    """Give the squared error of a rotation in its covariance: chi^2 with 3 degrees of freedom."""
+    off = rotation_vector(true[:3, :3].T @ motion[:3, :3])
+    return float(off @ np.linalg.solve(covariance, off))
+
+
+def relative(deviations: list[float]) -> float | None:
+    """Give the median of squared errors; 1 where the covariances are true."""
+    return float(np.median(deviations) / CHI2_MEDIAN) if deviations else None
 
 
 def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> np.ndarray | None:
@@ -154,12 +223,6 @@ def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> n
         return None
     _, turn, shift, _ = cv2.recoverPose(found[:3], before, after, camera.matrix, mask=mask)
     return inverse(transform(turn, shift[:, 0]))
-
-
-def based(motion: np.ndarray, sequence: Sequence) -> np.ndarray:
-    """Bring a motion of the camera to the frame the true poses are of."""
-    base = np.eye(4) if sequence.base_from_camera is None else sequence.base_from_camera
-    return base @ motion @ inverse(base)
 
 
 def errors(motion: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
@@ -211,13 +274,27 @@ def table(report: dict) -> str:
         kinds = ', '.join(f'{n} {kind}' for kind, n in row['kinds'].items())
         lines += [
             '',
-            f'{row["gap"]} apart: {row["pairs"]} pairs, {row["valid"]} valid ({kinds}), ',
+            f'{row["gap"]} apart: {row["pairs"]} pairs, {row["valid"]} valid ({kinds}), '
+            f'{1e3 * row["seconds"]:.1f} ms of CPU a pair without the flow',
         ]
-        lines[-1] += f'{1e3 * row["seconds"]:.1f} ms of CPU a pair without the flow'
+        if row['deviation'] is not None:
+            lines.append(
+                f'squared error of the rotation: {row["deviation"]:.2f} times what the covariance '
+                'tells'
+            )
         if 'distance_error' in row:
             lines.append(
                 f'metres from the camera height on {row["metric"]} pairs: distance '
                 f'{100 * row["distance_error"]:+.1f} %, speed {100 * row["speed_error"]:.1f} % '
                 '(median of a pair)'
             )
+    loop = report['closure']
+    if loop['pairs']:
+        lines += [
+            '',
+            'without the true poses: the rotation over two frames differs from those of one by '
+            f'{loop["rotation_deg"]:.3f} deg;',
+            f'squared that is {loop["deviation"]:.2f} times what the covariances tell '
+            f'({loop["pairs"]} pairs)',
+        ]
     return '\n'.join(lines)

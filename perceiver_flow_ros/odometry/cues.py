@@ -98,7 +98,8 @@ def _depths(flow: np.ndarray, camera: Camera, estimate: Estimate, stride: int):
     known = np.isfinite(rays[0]) & np.isfinite(seen[0])
     rays, seen = rays[:, known], seen[:, known]
     change = inverse(estimate.motion)
-    y, t = change[:3, :3] @ rays, change[:3, 3]
+    # Not @: BLAS's threads would go on waiting for more, and take a core from the next inference.
+    y, t = np.einsum('ij,jn->in', change[:3, :3], rays), change[:3, 3]
     fx, fy = camera.fx, camera.fy
     with np.errstate(divide='ignore', invalid='ignore'):
         bx, by = seen[0] - y[0] / y[2], seen[1] - y[1] / y[2]

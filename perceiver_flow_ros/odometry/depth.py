@@ -121,7 +121,7 @@ def align(
         starts.append(prior.last)
     fits = [refine([Block(linearize)], retract, start, close=CLOSE) for start in starts]
     # Random sets of points only where what was expected does not lead to an explanation.
-    if prior.gyro is None and min(fit.scale for fit in fits) > THRESHOLD / focal:
+    if prior.gyro is None and min(fit.scale for fit in fits) > THRESHOLD:
         guess = three_points(samples, depth, focal)
         if guess is not None:
             fits.append(refine([Block(linearize)], retract, guess, close=CLOSE))
@@ -260,7 +260,7 @@ def register_depth(
     pose = np.eye(4) if camera_from_depth is None else np.asarray(camera_from_depth, float)
     row, column = np.nonzero(np.isfinite(depth))
     rays = depth_camera.rays(np.stack([column, row], axis=1))
-    points = rays * depth[row, column, None] @ pose[:3, :3].T + pose[:3, 3]
+    points = cv2.transform((rays * depth[row, column, None])[None], pose[:3])[0]
     pixels = camera.project(points)
     # One pixel of depth covers so many of the image: else a denser image would be full of holes.
     reach = math.ceil(max(camera.fx / depth_camera.fx, camera.fy / depth_camera.fy, 1.0)) - 1

@@ -74,9 +74,13 @@ class Weighed:
 
     def normal(self) -> tuple[np.ndarray, np.ndarray]:
         """J^T W J (p, p) and J^T W r (p,), in units of the scale."""
-        j = self.linear.jacobian
-        heavy = (j * (self.weights / self.scale**2)).reshape(len(j), -1)
-        return heavy @ j.reshape(len(j), -1).T, heavy @ self.linear.residual.ravel()
+        a, b = 0.0, 0.0
+        # One row of residuals after the other: products of this size do not wake BLAS's threads,
+        # which would go on waiting for more, and take a core from the next inference.
+        for j, r in zip(self.linear.jacobian.swapaxes(0, 1), self.linear.residual):
+            heavy = j * (self.weights / self.scale**2)
+            a, b = a + heavy @ j.T, b + heavy @ r
+        return a, b
 
     def scores(self) -> np.ndarray:
         """Gradient (p, N) of each sample, in units of the scale."""
