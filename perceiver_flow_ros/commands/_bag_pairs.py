@@ -59,8 +59,11 @@ class Results:
         self._previous: Frame | None = None
         self._pose = np.eye(4)
         self._trajectory: list[tuple[int, np.ndarray]] = []
-        self._distance, self._motions, self._kinds = 0.0, 0, Counter()
-        self._reasons, self._remarks, self._no_pair = Counter(), Counter(), Counter()
+        self._distance, self._motions = 0.0, 0
+        self._kinds: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._remarks: Counter[str] = Counter()
+        self._no_pair: Counter[str] = Counter()
         self._explained: dict[str, str] = {}  # reason -> what was wrong the first time
 
     def take(self, name: str, message: Any) -> None:
@@ -88,7 +91,7 @@ class Results:
         if obstacle and obstacle[0] == 'backward':
             self._motion.reset()
             self._pose = np.eye(4)
-        elif obstacle:
+        elif previous is not None and obstacle:
             self._motion.follow(previous, frame, None)
         elif previous is not None:
             yield from self._of_pair(previous, frame)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 import itertools
 import json
@@ -139,7 +140,7 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
         peer = transformers_peer(network).to(device)
         for precision in (torch.float32, torch.bfloat16):
             row, flow = measured(f'transformers {name_of(precision)}',
-                                 lambda p=precision: of_peer(peer.to(p), setup, device), device,
+                                 partial(of_peer, peer, precision, setup, device), device,
                                  max(setup.repeat // 5, 1))
             baseline[precision] = row.get('seconds')
             yield judged(row, flow, expected, precision)
@@ -162,7 +163,7 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
             name = f'{name_of(precision)} {size[1]}x{size[0]}, {tiles} tiles, stride {stride}'
             flow_of = CudaFlow(prepared, query_stride=stride)
             row, flow = measured(
-                name, lambda f=flow_of, s=size: of_pairs(f, f.replay, s, device), device,
+                name, partial(of_pairs, flow_of, flow_of.replay, size, device), device,
                 setup.repeat)
             if 'seconds' in row:
                 asked = work(network.config, tiles, tiles * -(-setup.size[0] // stride)
@@ -177,7 +178,7 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
 
     for quality in SETTINGS:
         name = f'lite {quality}, {setup.images[0][1]}x{setup.images[0][0]}'
-        row, _ = measured(name, lambda q=quality: of_lite(q, setup.images[0], device), device,
+        row, _ = measured(name, partial(of_lite, quality, setup.images[0], device), device,
                           setup.repeat)
         yield row
 
@@ -196,7 +197,7 @@ def judged(row: dict[str, Any], flow: np.ndarray | None, expected: np.ndarray | 
     return {**row, 'pixels': pixels, 'passed': not ours or pixels <= ALLOWED_PIXELS}
 
 
-Task = tuple[Callable[[int], None], Callable[[int], None], Callable[[], np.ndarray]]
+Task = tuple[Callable[[int], object], Callable[[int], object], Callable[[], np.ndarray]]
 
 
 def measured(name: str, make: Callable[[], Task], device: torch.device, repeat: int
@@ -232,8 +233,9 @@ def pairs_of(size: tuple[int, int]) -> list[np.ndarray]:
     return [first, first[:, ::-1].copy(), 255 - first, first[:, :, ::-1].copy()]
 
 
-def of_peer(peer: Any, setup: Setup, device: torch.device) -> Task:
-    """Set up transformers, its patches ready on the device."""
+def of_peer(peer: Any, precision: torch.dtype, setup: Setup, device: torch.device) -> Task:
+    """Set up transformers in a precision, its patches ready on the device."""
+    peer = peer.to(precision)
     frames = [torch.from_numpy(pair)[None].to(device) for pair in pairs_of(setup.size)]
     inputs = [patches(f).unflatten(-1, (2, 27)).permute(0, 3, 4, 1, 2).to(peer.dtype)
               for f in frames]

@@ -104,6 +104,7 @@ class Footage:
 
     def image(self, i: int) -> Any:
         """Give a stored sensor_msgs/Image."""
+        assert self._images is not None, 'nothing is stored yet'
         return TYPES.deserialize_cdr(self._images[i].tobytes(), IMAGE)
 
     def _render(self) -> tuple[Iterator[Any], Any]:
@@ -213,7 +214,7 @@ def bag_images(bag: Path, topic: str) -> Iterator[Any]:
     with AnyReader([bag], default_typestore=TYPES) as reader:
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, _, data in reader.messages(connections):
-            message = reader.deserialize(data, connection.msgtype)
+            message: Any = reader.deserialize(data, connection.msgtype)
             if connection.msgtype == IMAGE:
                 message.header = HEADER
                 yield message

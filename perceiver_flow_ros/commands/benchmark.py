@@ -120,8 +120,7 @@ def footnote(report: dict[str, Any], no_peer: bool) -> str:
     if not no_peer and not find_spec('transformers'):
         notes.append('transformers is not installed (pip install transformers): parity was '
                      'checked with the reference network only.')
-    notes.append(f"FAILED: {'; '.join(report['failed'])}" if report['failed'] else
-                 'Parity holds.')
+    notes.append(f"FAILED: {'; '.join(report['failed'])}" if report['failed'] else 'Parity holds.')
     return '\n'.join(notes)
 
 
@@ -211,7 +210,8 @@ def frame_pair(height: int, width: int) -> np.ndarray:
     import cv2
 
     noise = np.random.default_rng(0).integers(0, 256, (height + 8, width + 8, 3), np.uint8)
-    scene = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
+    scene = cv2.GaussianBlur(noise, (0, 0), 2)
+    scene = cv2.normalize(scene, scene, 0, 255, cv2.NORM_MINMAX)
     return np.stack([scene[8:, 8:], scene[5:-3, 3:-5]])
 
 

@@ -42,8 +42,9 @@ class DisEstimator:
     def _dense(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         check_pair(previous, current)
         height, width = previous.shape[:2]
-        frames = [_padded(_grey(frame)) for frame in (previous, current)]
-        return self._dis.calc(*frames, None)[:height, :width]
+        first, second = (_padded(_grey(frame)) for frame in (previous, current))
+        flow = self._dis.calc(first, second, None)  # type: ignore[call-overload]  # None: no guess
+        return flow[:height, :width]
 
 
 def _grey(frame: np.ndarray) -> np.ndarray:

@@ -70,8 +70,9 @@ class LiteEstimator:
         settings = CUDA_SETTINGS if cuda else SETTINGS
         self.setting = settings[DEFAULT if quality == 'auto' else quality]
         self._replay = Replay(device)
-        network = load_lite(weights or PACKAGED)
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        network = load_lite(weights or PACKAGED).eval()
+        self._network = network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
+            device, memory_format=torch.channels_last)
 
     def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Estimate the flow on the query grid: (ceil(H/s), ceil(W/s), 2) float32 pixels."""
@@ -124,7 +125,7 @@ def refined(flow: np.ndarray, previous: np.ndarray, current: np.ndarray) -> np.n
     grey = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (previous, current)]
     # Twice OpenCV's weight on gradients, which exposure does not change, and faster convergence:
     # with these, synthetic and real pairs gain 2 to 3 % at no cost.
-    refinement = cv2.VariationalRefinement_create()
+    refinement = cv2.VariationalRefinement.create()
     refinement.setGamma(20.)
     refinement.setOmega(1.8)
-    return refinement.calc(*grey, flow)
+    return refinement.calc(grey[0], grey[1], flow)

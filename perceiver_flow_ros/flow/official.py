@@ -106,13 +106,13 @@ class OfficialEstimator:
 
     def _tiled(self, frames: Tensor) -> Tensor:
         """Blend the tiles' flow on the query grid."""
-        size = frames.shape[1:3]
-        grid = tile_grid(*size, self.size, OVERLAP)
+        height, width = size = frames.shape[1], frames.shape[2]
+        grid = tile_grid(height, width, self.size, OVERLAP)
 
         def tiles() -> Iterator[Tensor]:
             for corner, (pixels, z) in zip(grid, self._encode(frames, grid)):
-                rows, columns = tile_queries(corner, self.size, size, self.query_stride)
-                columns = slice(columns.start, columns.stop, columns.step)
+                rows, xs = tile_queries(corner, self.size, size, self.query_stride)
+                columns = slice(xs.start, xs.stop, xs.step)
                 yield torch.stack(self._network.decode(pixels, z, [(y, columns) for y in rows]))
 
         return blend(tiles(), grid, self.size, size, self.query_stride)
@@ -121,7 +121,7 @@ class OfficialEstimator:
         """Blend the tiles' flow at some pixels; only tiles that hold some are looked at."""
         height, width = self.size
         members = {}                                                        # corner -> its points
-        for top, left in tile_grid(*frames.shape[1:3], self.size, OVERLAP):
+        for top, left in tile_grid(frames.shape[1], frames.shape[2], self.size, OVERLAP):
             inside = (top <= y) & (y < top + height) & (left <= x) & (x < left + width)
             if inside.any():
                 members[top, left] = inside

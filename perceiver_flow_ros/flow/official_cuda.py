@@ -6,7 +6,7 @@ memory, is computed by one CUDA graph, and its flow comes back.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import itertools
 
 import numpy as np
@@ -97,7 +97,8 @@ class CudaFlow:
                                            self.stride)
 
     def _tiled_at(self, frames: Tensor, y: Tensor, x: Tensor, batch: int) -> Tensor:
-        corners = torch.tensor(tile_grid(*frames.shape[1:3], self.size, OVERLAP))
+        height, width = frames.shape[1:3]
+        corners = torch.tensor(tile_grid(height, width, self.size, OVERLAP))
         ys, xs = y - corners[:, :1], x - corners[:, 1:]                     # (T, N)
         inside = (ys >= 0) & (ys < self.size[0]) & (xs >= 0) & (xs < self.size[1])
         needed = inside.any(1)
@@ -134,10 +135,10 @@ class CudaFlow:
             self._between(i, n, small)
             for i, n, small in zip((y, x), (height, width), self.size))
         encoded = self.network.encode(self._resize(frames))
-        flow = [self.network.decode_points(*encoded, ys[i][None], xs[j][None])[0]
-                for i in (top, bottom) for j in (left, right)]
-        flow = torch.lerp(torch.lerp(flow[0], flow[1], across),
-                          torch.lerp(flow[2], flow[3], across), down)
+        around = [self.network.decode_points(*encoded, ys[i][None], xs[j][None])[0]
+                  for i in (top, bottom) for j in (left, right)]
+        flow = torch.lerp(torch.lerp(around[0], around[1], across),
+                          torch.lerp(around[2], around[3], across), down)
         return flow * torch.tensor([width / self.size[1], height / self.size[0]]).to(self.device)
 
     def _resize(self, frames: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class CudaFlow:
         return (self._indices(needed), *(torch.searchsorted(needed, n).to(self.device)
                                          for n in (low, high)), share.to(self.device))
 
-    def _indices(self, values: object) -> Tensor:
+    def _indices(self, values: Tensor | Iterable[object]) -> Tensor:
         values = values if isinstance(values, Tensor) else torch.tensor(list(values))
         return values.to(self.device, torch.int32).contiguous()
 

@@ -39,7 +39,7 @@ class Replay:
             if len(self._uploads) == KEPT:
                 self._uploads.popitem(last=False)
                 self.clear()                                    # of what read from there
-            self._uploads[size] = Upload(*size, self.device)
+            self._uploads[size] = Upload(size[0], size[1], self.device)
         self._uploads[size](previous, current)
         return self._uploads[size].frames
 
@@ -48,7 +48,7 @@ class Replay:
         if self.stream is None:
             return function()
         if key not in self._graphs:
-            self._graphs[key] = self._capture(function)
+            self._graphs[key] = self._capture(self.stream, function)
             while len(self._graphs) > KEPT:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -62,15 +62,16 @@ class Replay:
         if self.stream is not None:
             torch.cuda.empty_cache()
 
-    def _capture(self, function: Callable[[], Tensor]) -> tuple[Callable, Tensor | None]:
+    def _capture(self, stream: torch.cuda.Stream, function: Callable[[], Tensor]
+                 ) -> tuple[Callable, Tensor | None]:
         """Give what computes, and its output where that is always the same tensor."""
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(stream):
             for _ in range(2):                                  # compiles, chooses algorithms
                 function()
-            self.stream.synchronize()
+            stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=self.stream,
+                with torch.cuda.graph(graph, stream=stream,
                                       capture_error_mode='thread_local'):
                     output = function()
             except torch.cuda.OutOfMemoryError:

@@ -8,7 +8,9 @@ can be captured in a CUDA graph. Importing this needs Triton.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 import math
+from typing import cast, NamedTuple
 
 import torch
 from torch import nn, Tensor
@@ -29,6 +31,26 @@ from perceiver_flow_ros.model.perceiver import Decoder, Layer
 
 LOG2E = math.log2(math.e)             # scores are in units of log 2: GPUs have 2^x, not e^x
 
+Affine = tuple[Tensor, Tensor]        # weight and bias
+
+
+class PreparedMLP(NamedTuple):
+    """A layer's MLP and the norm before it."""
+
+    norm: Affine
+    dense1: Affine
+    dense2: Affine
+
+
+class PreparedLayer(NamedTuple):
+    """A self-attention layer, queries, keys and values as one product."""
+
+    heads: int
+    norm: Affine
+    qkv: Affine
+    output: Affine
+    mlp: PreparedMLP
+
 
 class CudaNetwork:
     """An `OfficialNetwork`, folded, on its device, in any precision, for inference only."""
@@ -42,7 +64,8 @@ class CudaNetwork:
         self._prepare_pixels(network.content, network.positions)
         encoder, decoder = network.encoder, network.decoder
         self._prepare_reader(network.latents, encoder.cross_attention, network.positions)
-        self.layers = [self._prepare_layer(layer) for layer in encoder.self_attends]
+        layers = cast(Iterable[Layer], encoder.self_attends)
+        self.layers = [self._prepare_layer(layer) for layer in layers]
         self._prepare_writer(decoder, network.positions)
 
     # Weights, once
@@ -50,8 +73,9 @@ class CudaNetwork:
     def _prepare_pixels(self, content: nn.Linear, positions: Positions) -> None:
         weight = F.pad(content.weight.T / 255, (0, 0, 0, 64 - PATCH))
         rows, columns = positions.rows, positions.columns
-        self.patches = (weight, content.bias, *(
-            (rows ** power).sum(1)[:, None] + (columns ** power).sum(1) for power in (1, 2)))
+        sums, squares = ((rows ** power).sum(1)[:, None] + (columns ** power).sum(1)
+                         for power in (1, 2))
+        self.patches = weight, content.bias, sums, squares
 
     def _prepare_reader(self, latents: Tensor, layer: Layer, positions: Positions) -> None:
         attention = layer.attention
@@ -67,20 +91,20 @@ class CudaNetwork:
         self.residual = latents + attention.output(attention.value(beta))
         self.read_mlp = self._prepare_mlp(layer)
 
-    def _prepare_layer(self, layer: Layer) -> dict[str, object]:
+    def _prepare_layer(self, layer: Layer) -> PreparedLayer:
         attention = layer.attention
         projections = (attention.query, attention.key, attention.value)
-        return {'heads': attention.heads, 'norm': norm_of(attention.layernorm1),
-                'qkv': (torch.cat([p.weight for p in projections]).to(self.precision),
-                        torch.cat([p.bias for p in projections]).to(self.precision)),
-                'output': self._linear(attention.output), **self._prepare_mlp(layer)}
+        qkv = (torch.cat([p.weight for p in projections]).to(self.precision),
+               torch.cat([p.bias for p in projections]).to(self.precision))
+        return PreparedLayer(attention.heads, norm_of(attention.layernorm1), qkv,
+                             self._linear(attention.output), self._prepare_mlp(layer))
 
-    def _prepare_mlp(self, layer: Layer) -> dict[str, object]:
-        return {'mlp_norm': norm_of(layer.layernorm), 'dense1': self._linear(layer.mlp.dense1),
-                'dense2': self._linear(layer.mlp.dense2)}
+    def _prepare_mlp(self, layer: Layer) -> PreparedMLP:
+        return PreparedMLP(norm_of(layer.layernorm), self._linear(layer.mlp.dense1),
+                           self._linear(layer.mlp.dense2))
 
     def _prepare_writer(self, decoder: Decoder, positions: Positions) -> None:
-        layer, final = decoder.cross_attention, decoder.final_layer
+        layer, final = decoder.cross_attention, cast(nn.Linear, decoder.final_layer)
         attention, norm, mlp = layer.attention, layer.layernorm, layer.mlp
         gamma, beta = attention.layernorm1.weight, attention.layernorm1.bias
         self.write_norm = norm_of(attention.layernorm2)
@@ -108,7 +132,7 @@ class CudaNetwork:
             F.pad(PIXELS * final.weight @ mlp.dense2.weight, (0, spare_hidden)),
             PIXELS * final(mlp.dense2.bias))
 
-    def _linear(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    def _linear(self, layer: nn.Linear) -> Affine:
         return layer.weight.to(self.precision), layer.bias.to(self.precision)
 
     # Frames -> pixels and latents
@@ -147,17 +171,17 @@ class CudaNetwork:
         z = self.residual.repeat(len(means), 1, 1)
         y = self._mlp(z, means @ self.mix, self.read_mlp)
         for layer in self.layers:
-            x = self.add_norm(z, y, *layer['norm'])
-            qkv = F.linear(x, *layer['qkv']).unflatten(-1, (3, layer['heads'], -1))
+            x = self.add_norm(z, y, *layer.norm)
+            qkv = F.linear(x, *layer.qkv).unflatten(-1, (3, layer.heads, -1))
             attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-            y = F.linear(attended.transpose(1, 2).flatten(2), *layer['output'])
-            y = self._mlp(z, y, layer)
+            y = F.linear(attended.transpose(1, 2).flatten(2), *layer.output)
+            y = self._mlp(z, y, layer.mlp)
         return z.add_(y)
 
-    def _mlp(self, z: Tensor, y: Tensor, layer: dict[str, object]) -> Tensor:
+    def _mlp(self, z: Tensor, y: Tensor, mlp: PreparedMLP) -> Tensor:
         """Do z += y; give what the MLP then adds."""
-        x = self.add_norm(z, y, *layer['mlp_norm'])
-        return F.linear(F.gelu(F.linear(x, *layer['dense1'])), *layer['dense2'])
+        x = self.add_norm(z, y, *mlp.norm)
+        return F.linear(F.gelu(F.linear(x, *mlp.dense1)), *mlp.dense2)
 
     def add_norm(self, z: Tensor, y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         """Do z += y, (..., D) float32; give LayerNorm of that in the network's precision."""
@@ -217,7 +241,7 @@ class CudaNetwork:
         return self.decode_grid(pixels, z, ys, xs)
 
 
-def norm_of(layer: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+def norm_of(layer: nn.LayerNorm) -> Affine:
     """Weight and bias of a LayerNorm."""
     return layer.weight, layer.bias
 

@@ -18,8 +18,9 @@ scores, so constants vanish (encoder) or are chosen so that nothing overflows.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
+from typing import cast
 
 import torch
 from torch import nn, Tensor
@@ -69,6 +70,9 @@ def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -
 
 class Preprocessor(nn.Module):
     """Frames -> [r f, r, 1] for each pixel."""
+
+    sum: Tensor             # (H, W): of a pixel's position features, and of their squares
+    square: Tensor
 
     def __init__(self, content: nn.Linear, positions: Positions):
         super().__init__()
@@ -174,8 +178,8 @@ def self_attend(layer: Layer, z: Tensor) -> Tensor:
             projected[:, block] = projection(x)
 
     def attend(channels: slice) -> None:
-        attended[..., channels] = F.scaled_dot_product_attention(
-            *(x[:, None, :, channels] for x in (q, k, v)))[:, 0]
+        asking, keys, values = (x[:, None, :, channels] for x in (q, k, v))
+        attended[..., channels] = F.scaled_dot_product_attention(asking, keys, values)[:, 0]
 
     def rest(block: slice) -> None:
         x = z[:, block] + attention.output(attended[:, block])
@@ -206,7 +210,7 @@ class Writer(nn.Module):
                            attention.query(beta)[:, None]], dim=1)
         self.register_buffer('query', query / len(query) ** 0.5)
 
-        final, dense = decoder.final_layer, layer.mlp.dense2
+        final, dense = cast(nn.Linear, decoder.final_layer), layer.mlp.dense2
         self.register_buffer('flow', PIXELS * final.weight)
         self.register_buffer('hidden_flow', PIXELS * final.weight @ dense.weight)
         self.register_buffer('bias', PIXELS * final(dense.bias))
@@ -255,7 +259,7 @@ class FoldedNetwork(nn.Module):
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> pixels (B, H, W, 66), latents (B, L, D)."""
         pixels = self.preprocess(frames)
         z = torch.stack([self.read(tile) for tile in pixels]).to(self.precision)
-        for layer in self.layers:
+        for layer in cast(Iterable[Layer], self.layers):
             z = self_attend(layer, z) if z.device.type == 'cpu' else layer(z)
         return pixels, z.float()
 

@@ -242,11 +242,12 @@ class LitePerceiver(nn.Module):
         self.flow = conv(c.head_channels, 4)
         self.mask = conv(c.head_channels, 9 * TOKEN * TOKEN, kernel=1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
                 nn.init.zeros_(module.bias)
         for last in (self.flow, self.mask):  # begin as what the evidence says
             nn.init.zeros_(last.weight)
+        assert self.flow.bias is not None and self.mask.bias is not None
         self.flow.bias.data[2:] = 2.
         self.mask.bias.data = bilinear_logits().flatten()
 
@@ -309,7 +310,7 @@ class LitePerceiver(nn.Module):
         -------
         Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level.
         """
-        sizes = pyramid_sizes(*previous.shape[-2:], self.config.smallest)
+        sizes = pyramid_sizes(previous.shape[-2], previous.shape[-1], self.config.smallest)
         frames = [torch.cat(normalise(previous, current))]
         for size in sizes[1:]:  # each level from the last
             frames.append(F.interpolate(frames[-1], size, mode='bilinear', antialias=True))
@@ -327,9 +328,10 @@ class LitePerceiver(nn.Module):
 
 def normalise(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
     """Each frame to zero mean, and both to one common unit deviation; (B, 3, H, W)."""
-    frames = [f - f.mean((1, 2, 3), keepdim=True) for f in (previous, current)]
-    scale = (frames[0].square() + frames[1].square()).mean((1, 2, 3), keepdim=True) / 2
-    return tuple(f * (scale + 1e-4).rsqrt() for f in frames)
+    first, second = (f - f.mean((1, 2, 3), keepdim=True) for f in (previous, current))
+    scale = (first.square() + second.square()).mean((1, 2, 3), keepdim=True) / 2
+    unit = (scale + 1e-4).rsqrt()
+    return first * unit, second * unit
 
 
 def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:

@@ -28,7 +28,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.layernorm1 = nn.LayerNorm(channels)
-        self.layernorm2 = nn.LayerNorm(input_channels) if input_channels else None
+        if input_channels:
+            self.layernorm2 = nn.LayerNorm(input_channels)
         kv_channels = input_channels or channels
         self.query = nn.Linear(channels, qk_channels)
         self.key = nn.Linear(kv_channels, qk_channels)

@@ -46,7 +46,7 @@ class Camera(Node):
         self, images: np.ndarray, camera_info: bytes, rate: float, subscribers: int, count: int = 0
     ):
         super().__init__('camera')
-        self.done = Future()
+        self.done: Future[list[int]] = Future()
         self.stamps: list[int] = []
         self._images, self._info, self._subscribers = images, bytearray(camera_info), subscribers
         self._count = count or len(images)

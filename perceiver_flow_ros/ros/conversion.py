@@ -37,6 +37,7 @@ ENCODINGS: dict[str, tuple[np.dtype, int, int | None]] = {
     'yuv422_yuy2': (U8, 2, cv2.COLOR_YUV2RGB_YUY2),
     'yuyv': (U8, 2, cv2.COLOR_YUV2RGB_YUY2),
 }
+DEPTHS: dict[str, np.dtype] = {'32FC1': F32, '16UC1': U16, 'mono16': U16}
 # OpenCV names a Bayer pattern by its second row, ROS by its first.
 for _ros, _opencv in (('rggb', 'BG'), ('bggr', 'RG'), ('gbrg', 'GR'), ('grbg', 'GB')):
     _code = getattr(cv2, f'COLOR_Bayer{_opencv}2RGB')
@@ -97,7 +98,7 @@ def to_depth(message: Image) -> np.ndarray:
         For another encoding than 32FC1, 16UC1 or mono16, or a malformed message.
 
     """
-    dtype = {'32FC1': F32, '16UC1': U16, 'mono16': U16}.get(message.encoding)
+    dtype = DEPTHS.get(message.encoding)
     if dtype is None:
         raise BadImage(f'its encoding is {message.encoding!r}, expected 32FC1 or 16UC1')
     if not message.width or not message.height:

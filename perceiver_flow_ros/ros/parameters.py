@@ -13,8 +13,8 @@ import re
 from types import SimpleNamespace
 from typing import Any, TYPE_CHECKING
 
-from perceiver_flow_ros import odometry
 from perceiver_flow_ros.flow.estimator import PRECISIONS, QUALITIES, QUERY_STRIDES, TILINGS
+from perceiver_flow_ros.odometry import Settings as OdometrySettings
 from perceiver_flow_ros.odometry.settings import GYRO_USES, SCALES
 from perceiver_flow_ros.ros.transforms import pose_of_text
 
@@ -246,7 +246,7 @@ class Settings(SimpleNamespace):
         return self.scale_source, self.gyro == 'off'
 
     @property
-    def odometry(self) -> odometry.Settings:
+    def odometry(self) -> OdometrySettings:
         """The settings of the odometry; ValueError where they do not go together."""
         if self.publish_tf and not self.base_frame:
             raise ValueError('publish_tf needs base_frame: the camera optical frame is no base')
@@ -259,8 +259,8 @@ class Settings(SimpleNamespace):
         except ValueError as error:
             raise ValueError(in_words_of_the_node(str(error))) from None
 
-    def _odometry(self) -> odometry.Settings:
-        return odometry.Settings(
+    def _odometry(self) -> OdometrySettings:
+        return OdometrySettings(
             scale=self.scale_source, camera_height=self.camera_height, grid=self.odometry_grid,
             max_gap=self.max_frame_gap, gyro=self.gyro, gyro_noise=self.gyro_noise,
             depth_min=self.depth_min, depth_max=self.depth_max,

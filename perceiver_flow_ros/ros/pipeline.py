@@ -176,8 +176,9 @@ class Pipeline:
         if isinstance(message, Image):
             return to_frame(message)
         image = decode(message)
+        height, width = image.shape[:2]
         kind = 'grey' if image.ndim == 2 else 'colour'
-        self._node.diagnostics.decoded(*image.shape[:2], f'{kind}, compressed')
+        self._node.diagnostics.decoded(height, width, f'{kind}, compressed')
         return image
 
     def _odometry_without(self, obstacle: str, previous: Frame, frame: Frame) -> None:

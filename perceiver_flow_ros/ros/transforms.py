@@ -44,8 +44,8 @@ def pose_of_text(text: str, name: str) -> np.ndarray | None:
         length = math.hypot(*numbers[3:])
         if abs(length - 1) > 0.01:
             raise ValueError(f'{name}: the quaternion has length {length:.3f}, expected 1')
-        return transform(turn_of_quaternion(numbers[3:]), numbers[:3])
-    return transform(turn_of_angles(*numbers[3:]), numbers[:3])
+        return transform(turn_of_quaternion(numbers[3:]), np.array(numbers[:3]))
+    return transform(turn_of_angles(*numbers[3:]), np.array(numbers[:3]))
 
 
 def turn_of_angles(roll: float, pitch: float, yaw: float) -> np.ndarray:
@@ -91,7 +91,7 @@ def quaternion_of_turn(turn: np.ndarray) -> np.ndarray:
 def pose_of_message(message: Any) -> np.ndarray:
     """Give (4, 4) of a geometry_msgs/Transform."""
     t, q = message.translation, message.rotation
-    return transform(turn_of_quaternion((q.x, q.y, q.z, q.w)), (t.x, t.y, t.z))
+    return transform(turn_of_quaternion((q.x, q.y, q.z, q.w)), np.array([t.x, t.y, t.z]))
 
 
 class StaticTree:

@@ -95,9 +95,9 @@ class Builder:
     def scene(self, x0, y0, x1, y1, sky: np.ndarray) -> Scene:
         """Make the scene, with shadows within two corners (metres), under a sky (h, w, 3)."""
         sky = np.dstack([sky, np.zeros(sky.shape[:2], np.uint8)])  # final: not to be lit
-        lights = {'shadows': self._shadow_map(x0, y0, x1, y1), 'shadow_origin': (x0, y0)}
+        shadows = self._shadow_map(x0, y0, x1, y1)
         parts = self.faces, self.materials, self._spheres, self._motions
-        return Scene(*parts, sky=sky, **lights)
+        return Scene(*parts, sky=sky, shadows=shadows, shadow_origin=(x0, y0))
 
     def _shadow_map(self, x0, y0, x1, y1) -> np.ndarray:
         """Project what throws a shadow along the sun: 1 in the sun, 0 in the shade."""
@@ -106,7 +106,7 @@ class Builder:
         light = np.ones(size, np.float32)
         for points, strength in self._shadows:
             ground = points[:, :2] - points[:, 2:] / self.sun[2] * self.sun[:2]
-            hull = cv2.convexHull(np.int32(np.round((ground - (x0, y0)) / step * 16)))
+            hull = cv2.convexHull(((ground - (x0, y0)) / step * 16).round().astype(np.int32))
             x, y, w, h = cv2.boundingRect(hull // 16)
             part = slice(max(y - 2, 0), max(y + h + 3, 0)), slice(max(x - 2, 0), max(x + w + 3, 0))
             shade = np.zeros(size, np.float32)

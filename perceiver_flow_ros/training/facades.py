@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from perceiver_flow_ros.training.materials import Colour, finish, fractal, plain
+from perceiver_flow_ros.training.materials import Colour, finish, fractal, plain, rgb
 
 
 def bricks(
@@ -25,7 +25,7 @@ def bricks(
     image = plain(size, colour) * (1 + 0.13 * shade[..., None].astype(np.float32))
     image += 7 * fractal(size, rng, 0.5)[..., None]
     mortar = (y % course < 2) | (shifted % length < 2)
-    image[mortar] = np.float32([176, 168, 156]) + 6 * fractal(size, rng, 0.5)[mortar][:, None]
+    image[mortar] = rgb((176, 168, 156)) + 6 * fractal(size, rng, 0.5)[mortar][:, None]
     return image
 
 
@@ -81,23 +81,19 @@ def _glass(
 ):
     """Fill a pane: dark rooms, curtains, now and then a lamp, and the sky reflected in streaks."""
     h, w = y1 - y0, x1 - x0
-    pane = (
-        np.linspace(92, 42, h)[:, None, None]
-        * np.float32([0.72, 0.9, 1.08])
-        * rng.uniform(0.6, 1.25)
-    )
+    pane = np.linspace(92, 42, h)[:, None, None] * rgb((0.72, 0.9, 1.08)) * rng.uniform(0.6, 1.25)
     pane = np.broadcast_to(pane, (h, w, 3)).astype(np.float32).copy()
     kind = rng.random()
     if kind < 0.35:  # curtains left and right
         c = max(2, int(w * rng.uniform(0.15, 0.32)))
-        folds = 150 + 40 * np.sin(np.arange(c) * 0.9)[None, :, None] * np.float32([1, 1, 1])
-        pane[:, :c] = folds * np.float32([1, 0.95, 0.86])
-        pane[:, -c:] = folds * np.float32([1, 0.95, 0.86])
+        folds = 150 + 40 * np.sin(np.arange(c) * 0.9)[None, :, None] * rgb((1, 1, 1))
+        pane[:, :c] = folds * rgb((1, 0.95, 0.86))
+        pane[:, -c:] = folds * rgb((1, 0.95, 0.86))
     elif kind < 0.55:  # a blind
         b = int(h * rng.uniform(0.25, 0.85))
-        pane[:b] = (172 + 22 * (np.arange(b) % 6 < 3))[:, None, None] * np.float32([1, 0.98, 0.92])
+        pane[:b] = (172 + 22 * (np.arange(b) % 6 < 3))[:, None, None] * rgb((1, 0.98, 0.92))
     elif kind < 0.63:  # a lamp inside
-        pane += np.float32([120, 92, 44]) * rng.uniform(0.5, 1.0)
+        pane += rgb((120, 92, 44)) * rng.uniform(0.5, 1.0)
     oy, ox = rng.integers(0, reflection.shape[0] - h), rng.integers(0, reflection.shape[1] - w)
     pane += 17 * reflection[oy : oy + h, ox : ox + w, None]
     image[y0:y1, x0:x1] = pane
@@ -126,7 +122,7 @@ def _window(
         x0, x1 = int(x + edge + k * step), int(x + (k + 1) * step)
         _glass(image, rng, x0, y + edge + 2, x1, y + top, reflection)
         _glass(image, rng, x0, y + top + 4, x1, y + h - edge, reflection)
-    image[y + h : y + h + 7, x - 9 : x + w + 9] = np.float32(frame) * 0.95
+    image[y + h : y + h + 7, x - 9 : x + w + 9] = rgb(frame) * 0.95
     image[y + h + 7 : y + h + 18, x - 7 : x + w + 9] *= np.linspace(0.55, 1, 11, dtype=np.float32)[
         :, None, None
     ]
@@ -142,7 +138,7 @@ def _shop(
     reflection: np.ndarray,
 ) -> None:
     """Draw a shop front: sign with lettering, striped awning, display window, door."""
-    colour = np.float32(AWNINGS[rng.integers(len(AWNINGS))])
+    colour = rgb(AWNINGS[rng.integers(len(AWNINGS))])
     image[y : y + h, x : x + w] = colour * 0.5
     sign = int(h * 0.17)
     image[y + 4 : y + sign, x + 4 : x + w - 4] = colour * 0.9
@@ -159,9 +155,7 @@ def _shop(
         at += width + 5
     awning = int(h * 0.13)
     stripe = (np.arange(w) // 18 % 2)[None, :, None]
-    image[y + sign : y + sign + awning, x : x + w] = np.where(
-        stripe, np.float32([236, 232, 224]), colour
-    )
+    image[y + sign : y + sign + awning, x : x + w] = np.where(stripe, rgb((236, 232, 224)), colour)
     image[y + sign : y + sign + awning, x : x + w] *= np.linspace(
         1.05, 0.8, awning, dtype=np.float32
     )[:, None, None]
@@ -218,7 +212,7 @@ def facade(
             )
         if rng.random() < 0.6:  # a string course
             line = size[0] - ground - floor * storey
-            image[line - 9 : line] = np.float32(paint) * 0.35 + 150
+            image[line - 9 : line] = rgb(paint) * 0.35 + 150
             image[line : line + 7] *= 0.6
     if not shops:  # a door, and windows beside it
         door = int(rng.integers(columns))
@@ -227,8 +221,8 @@ def facade(
             if column != door:
                 _window(image, rng, x, y, w, int(1.7 * scale), frame, reflection, panes)
                 continue
-            image[y - 12 :, x - 12 : x + w + 12] = np.float32(paint) * 0.3 + 140
-            image[y:, x : x + w] = np.float32(AWNINGS[rng.integers(len(AWNINGS))]) * 0.8
+            image[y - 12 :, x - 12 : x + w + 12] = rgb(paint) * 0.3 + 140
+            image[y:, x : x + w] = rgb(AWNINGS[rng.integers(len(AWNINGS))]) * 0.8
             image[y : y + 6, x : x + w] *= 0.4
             for k in range(4):
                 top = y + 24 + k * 56
@@ -246,7 +240,7 @@ def facade(
                 reflection,
             )
     cornice = int(0.45 * scale)
-    image[:cornice] = np.float32(paint) * 0.4 + 132
+    image[:cornice] = rgb(paint) * 0.4 + 132
     image[cornice // 2 : cornice // 2 + 4] *= 0.7
     image[cornice : cornice + 14] *= np.linspace(0.5, 1, 14, dtype=np.float32)[:, None, None]
     soot = np.linspace(1.02, 0.9, size[0], dtype=np.float32)[:, None] * (

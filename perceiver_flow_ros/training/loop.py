@@ -117,7 +117,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = LitePerceiver(config or LiteConfig()) if start is None else start
         self.network.requires_grad_().train()
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
+            self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), recipe.learning_rate,
                                            weight_decay=1e-4)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, float, float]  # or a factor of each channel
 
 
 _TILE = 1024
@@ -24,7 +24,7 @@ def _tile(slope: float) -> np.ndarray:
         spectrum = np.exp(2j * np.pi * rng.random(radius.shape)) / radius**slope
         spectrum[0, 0] = 0
         noise = np.fft.irfft2(spectrum)
-        _tiles[slope] = np.float32(noise / noise.std())
+        _tiles[slope] = (noise / noise.std()).astype(np.float32)
     return _tiles[slope]
 
 
@@ -35,7 +35,7 @@ def fractal(size: tuple[int, int], rng: np.random.Generator, slope: float = 1.2)
     A crop, at a random place and turned at random, of one tile; sizes that divide 1024 tile too.
     """
     tile = _tile(slope)
-    tile = np.rot90(tile, rng.integers(4))[:: rng.choice([-1, 1])]
+    tile = np.rot90(tile, int(rng.integers(4)))[:: rng.choice([-1, 1])]
     while tile.shape[0] >= 2 * max(size) and _TILE % size[0] == _TILE % size[1] == 0:
         tile = tile[0::2, 0::2]  # decimated, not averaged: fine detail keeps its strength
     y, x = rng.integers(0, tile.shape[0], 2)
@@ -53,14 +53,19 @@ def finish(colour: np.ndarray) -> np.ndarray:
     return np.clip(colour, 0, 255).astype(np.uint8)
 
 
+def rgb(colour: Colour) -> np.ndarray:
+    """Return a colour as an array, (3,) float32."""
+    return np.array(colour, np.float32)
+
+
 def plain(size: tuple[int, int], colour: Colour) -> np.ndarray:
     """Return an area of one colour, (h, w, 3) float32."""
-    return np.broadcast_to(np.float32(colour), (*size, 3)).copy()
+    return np.broadcast_to(rgb(colour), (*size, 3)).copy()
 
 
 def asphalt(rng: np.random.Generator, size: int = 1024) -> np.ndarray:
     """8 m x 8 m of worn asphalt: grain, aggregate, stains, cracks and repaired patches."""
-    grey = 118 + 9 * fractal((size, size), rng, 1.6)[..., None] * np.float32([1, 1, 0.96])
+    grey = 118 + 9 * fractal((size, size), rng, 1.6)[..., None] * rgb((1, 1, 0.96))
     grey += 15 * fractal((size, size), rng, 0.35)[..., None]
     speck = rng.random((size, size))
     grey[speck > 0.992] += 48
@@ -119,12 +124,12 @@ def iron(rng: np.random.Generator) -> np.ndarray:
 def steel(rng: np.random.Generator) -> np.ndarray:
     """Galvanised steel."""
     grey = 96 + 12 * fractal((128, 128), rng, 0.9)
-    return finish(grey[..., None] * np.float32([0.86, 0.95, 1.0]))
+    return finish(grey[..., None] * rgb((0.86, 0.95, 1.0)))
 
 
 def worn_paint(rng: np.random.Generator, colour: Colour) -> np.ndarray:
     """Paint of a colour, uneven with age."""
-    return finish(np.float32(colour) * (1 + 0.12 * fractal((128, 128), rng, 0.8)[..., None]))
+    return finish(rgb(colour) * (1 + 0.12 * fractal((128, 128), rng, 0.8)[..., None]))
 
 
 def railing() -> np.ndarray:
@@ -144,8 +149,8 @@ def foliage(
     theta, phi = v * np.pi, u * 2 * np.pi
     facing = np.sin(theta) * (np.cos(phi) * sun[0] + np.sin(phi) * sun[1]) + np.cos(theta) * sun[2]
     light = 0.62 + 0.38 * facing
-    image = np.float32(colour) * (light * (1 + 0.34 * leaves))[..., None]
-    image[leaves > 1.9] += np.float32([34, 34, 6])
+    image = rgb(colour) * (light * (1 + 0.34 * leaves))[..., None]
+    image[leaves > 1.9] += rgb((34, 34, 6))
     return finish(image)
 
 
@@ -182,8 +187,8 @@ def car(rng: np.random.Generator, colour: Colour) -> dict[str, np.ndarray]:
         * np.linspace(1.7, 0.8, 256, dtype=np.float32)[:, None, None]
     )
     glass += 12 * fractal((256, 512), rng, 1.4)[..., None]
-    glass[:, 250:262] = np.float32(colour) * 0.7
-    glass[:10] = glass[-8:] = np.float32(colour) * 0.8
+    glass[:, 250:262] = rgb(colour) * 0.7
+    glass[:10] = glass[-8:] = rgb(colour) * 0.8
     roof = plain((256, 256), colour) * 1.05 + 6 * fractal((256, 256), rng, 1.4)[..., None]
     wheel = plain((128, 128), (34, 34, 36))
     cv2.circle(wheel, (64, 64), 42, (168, 170, 176), -1)
@@ -208,10 +213,7 @@ def sky(rng: np.random.Generator, size: tuple[int, int] = (512, 2048)) -> np.nda
     elevation = np.linspace(np.pi / 2, 0, h, dtype=np.float32)[:, None]
     azimuth = np.linspace(0, 2 * np.pi, w, endpoint=False, dtype=np.float32)
     t = np.sin(elevation) ** 0.55
-    image = (
-        np.float32([206, 218, 230]) * (1 - t[..., None])
-        + np.float32([72, 124, 190]) * t[..., None]
-    )
+    image = rgb((206, 218, 230)) * (1 - t[..., None]) + rgb((72, 124, 190)) * t[..., None]
     image = np.broadcast_to(image, (h, w, 3))
     reach = 300 / (np.tan(elevation) + 0.16)
     x, y = reach * np.cos(azimuth) + 512, reach * np.sin(azimuth) + 512
@@ -219,14 +221,12 @@ def sky(rng: np.random.Generator, size: tuple[int, int] = (512, 2048)) -> np.nda
     def over(
         noise: np.ndarray, dx: float = 0.0, dy: float = 0.0, stretch: float = 1.0
     ) -> np.ndarray:
-        at = np.float32(x * stretch + dx), np.float32(y + dy)
+        at = (x * stretch + dx).astype(np.float32), (y + dy).astype(np.float32)
         return cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
     noise = fractal((1024, 1024), rng, 1.5)
     cloud, towards_sun = over(noise), over(noise, -9, 9)
     veil = np.clip(0.5 + 0.5 * over(fractal((1024, 1024), rng, 1.25), stretch=0.35), 0, 1) * 0.55
     cover = np.maximum(np.clip(cloud * 0.8 + 0.1, 0, 1), veil) * np.clip(elevation * 9, 0, 1)
-    white = 246 + np.clip((towards_sun - cloud) * 60, -46, 6)[..., None] * np.float32(
-        [1, 0.95, 0.86]
-    )
+    white = 246 + np.clip((towards_sun - cloud) * 60, -46, 6)[..., None] * rgb((1, 0.95, 0.86))
     return finish(image + cover[..., None] * (white - image))

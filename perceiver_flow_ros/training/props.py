@@ -91,8 +91,8 @@ def tree(builder: Builder, x: float, y: float, ground: float) -> None:
     rng = builder.rng
     if 'bark' not in builder.materials:
         grain = cv2.resize(materials.fractal((32, 256), rng, 0.6), (256, 256))
-        bark = np.clip(92 + 26 * grain, 30, 180)[..., None] * np.float32([1, 0.86, 0.7])
-        builder.material('bark', np.uint8(bark))
+        bark = np.clip(92 + 26 * grain, 30, 180)[..., None] * materials.rgb((1, 0.86, 0.7))
+        builder.material('bark', bark.astype(np.uint8))
         for k, colour in enumerate([(98, 132, 58), (118, 140, 62), (84, 120, 64)]):
             leaves = materials.foliage(rng, colour, builder.sun)
             builder.material(f'leaves {k}', leaves, lit=False)
@@ -101,12 +101,12 @@ def tree(builder: Builder, x: float, y: float, ground: float) -> None:
     trunk = x - half, y - half, ground, x + half, y + half, height + 1
     builder.faces += box(*trunk, 'bark', 'bark', 1)
     builder.block_shadow(*sides, (0, height))
-    leaves = f'leaves {rng.integers(3)}'
+    crown = f'leaves {rng.integers(3)}'
     for _ in range(11):
         way = rng.normal(0, 1, 3)
         way *= rng.uniform(0.5, 1.05) / np.linalg.norm(way) * np.array([1.25, 1.2, 0.95])
         centre, radius = np.array([x, y, height + 1.35]) + way, rng.uniform(0.5, 0.86)
-        builder.sphere(centre, radius, leaves)
+        builder.sphere(centre, radius, crown)
         around = rng.normal(0, 1, (24, 3))
         around *= radius / np.linalg.norm(around, axis=1, keepdims=True)
         builder.shadow(centre + around, 0.75)

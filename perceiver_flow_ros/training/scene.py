@@ -130,10 +130,11 @@ class Scene:
         dither = np.tile(DITHER, (camera.height, camera.width))
         px, py, iz, dither = (
             np.broadcast_to(a, index.shape).ravel()[order]
-            for a in (np.float32(x), np.float32(y)[:, None], inverse, dither)
+            for a in (x.astype(np.float32), y.astype(np.float32)[:, None], inverse, dither)
         )
         u, v, du, dv, light = np.zeros((5, len(order)), np.float32)
-        colour = np.zeros(len(order), np.uint32)  # RGBA; one number moves faster than four
+        # RGBA; one number moves faster than four
+        colour: np.ndarray = np.zeros(len(order), np.uint32)
         numbers = range(1, len(surfaces.body))
         for name, group in itertools.groupby(numbers, surfaces.material.__getitem__):
             material = self.materials[name]
@@ -149,7 +150,8 @@ class Scene:
             if run.start == run.stop:
                 continue
             if material.ground and self.shadows is not None:
-                light[run] *= self._sunlit(camera.rays(px[run], py[run]) / iz[run], pose)
+                points = camera.rays(px[run], py[run]) / iz[run]
+                light[run] *= self._sunlit(self.shadows, points, pose)
             sample = material.sample(u[run], v[run], du[run], dv[run], dither[run])
             colour[order[run]] = sample.view(np.uint32)[:, 0]
         sky = slice(runs[0], runs[1])
@@ -158,7 +160,7 @@ class Scene:
             colour[order[sky]] = self._sky(rays, pose).view(np.uint32)[:, 0]
 
         # Average the samples, light them, and put the haze before them.
-        lit = np.empty_like(light)
+        lit: np.ndarray = np.empty_like(light)
         lit[order] = light
         clear = np.exp(np.maximum(-1 / (self.haze * np.maximum(inverse, 1e-9)), -50))
         clear[index == 0] = 1
@@ -166,22 +168,25 @@ class Scene:
             cv2.resize(a.reshape(*index.shape, -1), size, interpolation=cv2.INTER_AREA)
             for a in (colour.view(np.uint8).reshape(-1, 4), lit, clear)
         )
-        gain = np.float32(self.skylight) + lit[..., None] * np.float32(self.sunlight)
+        skylight, sunlight, haze = (
+            np.array(c, np.float32) for c in (self.skylight, self.sunlight, self.haze_colour)
+        )
+        gain = skylight + lit[..., None] * sunlight
         share = colour[..., 3:] * np.float32(1 / 255)  # of samples to be lit
         image = np.minimum(colour[..., :3] * (1 + share * (gain - 1)), 255)
-        haze = np.float32(self.haze_colour)
         return haze + clear[..., None] * (image - haze)
 
-    def _sunlit(self, points: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    def _sunlit(self, shadows: np.ndarray, points: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """Sunlight 0..1 on the ground at points (3, N) of the camera frame."""
         world = np.float32(pose[:2, :3]) @ points + np.float32(pose[:2, 3:])
-        at = (world - np.float32(self.shadow_origin)[:, None]) / np.float32(self.shadow_step)
-        return look_up(self.shadows, *at)[:, 0]
+        origin = np.array(self.shadow_origin, np.float32)
+        at = (world - origin[:, None]) / np.float32(self.shadow_step)
+        return look_up(shadows, *at)[:, 0]
 
     def _sky(self, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """Colours (N, 4) of the sky. It is at infinity: only the direction matters."""
         if self.sky is None:
-            return np.tile(np.uint8([*self.haze_colour, 0]), (rays.shape[1], 1))
+            return np.tile(np.array([*self.haze_colour, 0], np.uint8), (rays.shape[1], 1))
         x, y, z = np.float32(pose[:3, :3]) @ rays
         height, width = self.sky.shape[:2]
         column = np.arctan2(y, x) * (width / (2 * np.pi)) % width
@@ -214,7 +219,7 @@ def exact_flow(first: View, second: View) -> tuple[np.ndarray, np.ndarray]:
     flow = np.stack([u - x, v - y], axis=-1).astype(np.float32)
 
     # Inverse depth is linear on a plane in the image: interpolating it is exact away from edges.
-    at = np.float32(u), np.float32(v)
+    at = u.astype(np.float32), v.astype(np.float32)
     there = cv2.remap(1 / second.depth, *at, cv2.INTER_LINEAR)
     same = cv2.remap(second.body, *at, cv2.INTER_NEAREST) == first.body
     inside = (u >= 0) & (u <= b.width - 1) & (v >= 0) & (v <= b.height - 1)

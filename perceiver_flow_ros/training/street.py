@@ -56,9 +56,9 @@ def add_road(builder: Builder) -> None:
             add(flat(x, y - 0.2, x + 0.5, y + 0.2, PAINT_HEIGHT, 'iron', 0.5))
     for x in np.arange(START, END, 6.0):
         add(flat(x, -0.07, x + 3, 0.07, PAINT_HEIGHT, 'paint', 1))
-    for x in CROSSINGS:
-        for y in np.arange(-2.7, 2.7, 0.9):
-            add(flat(x, y, x + 3, y + 0.45, PAINT_HEIGHT + 0.001, 'paint', 1))
+    for crossing in CROSSINGS:
+        for y in np.arange(-2.7, 2.7, 0.9).tolist():
+            add(flat(crossing, y, crossing + 3, y + 0.45, PAINT_HEIGHT + 0.001, 'paint', 1))
     for x, y in rng.uniform((2, -2.4), (END, 2), (9, 2)):  # manholes
         add(flat(x, y, x + 0.7, y + 0.7, PAINT_HEIGHT + 0.002, 'iron', 0.7))
 
@@ -120,7 +120,7 @@ def add_furniture(builder: Builder) -> None:
     rng = builder.rng
     builder.material('steel', materials.steel(rng))
     for side in (-1, 1):
-        for x in np.arange(START + 6, END - 10, 14.0):
+        for x in np.arange(START + 6, END - 10, 14.0).tolist():
             tree(builder, x + rng.uniform(-1, 1), side * (ROAD + 1.0), KERB)
             lamp(builder, x + 7, side * (ROAD + 0.7), side, KERB)
     colours = [(42, 110, 78), (190, 150, 40), (60, 84, 150)]
@@ -138,7 +138,7 @@ def add_traffic(builder: Builder) -> None:
     """Add parked cars, one ahead that draws away, and two that come towards us."""
     rng = builder.rng
     for side in (-1, 1):
-        for x in np.arange(START + BAY / 2, END, BAY):
+        for x in np.arange(START + BAY / 2, END, BAY).tolist():
             free = all(abs(x - crossing - 1.5) > 4 for crossing in CROSSINGS)
             if free and rng.random() < 0.62:
                 colour = list(CAR_COLOURS)[rng.integers(len(CAR_COLOURS))]

@@ -33,7 +33,7 @@ class Camera:
         """K, (3, 3) float64."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
 
-    def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def rays(self, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
         """Directions (3, ...) of pixels in the camera frame, 1 along the optical axis."""
         x, y = np.broadcast_arrays((x - self.cx) / self.fx, (y - self.cy) / self.fy)
         return np.stack([x, y, np.ones_like(x)])
@@ -122,8 +122,8 @@ def look_up(
 ) -> np.ndarray:
     """Sample a picture bilinearly at (N,) columns x and rows y: (N, C)."""
     shape = -(-len(x) // 1024), 1024  # cv2.remap takes no more than 32767 columns
-    at = (np.resize(c.astype(np.float32, copy=False), shape) for c in (x, y))
-    out = cv2.remap(picture, *at, cv2.INTER_LINEAR, borderMode=border)
+    columns, rows = (np.resize(c.astype(np.float32, copy=False), shape) for c in (x, y))
+    out = cv2.remap(picture, columns, rows, cv2.INTER_LINEAR, borderMode=border)
     return out.reshape(shape[0] * shape[1], -1)[: len(x)]
 
 

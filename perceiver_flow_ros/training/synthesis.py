@@ -25,7 +25,7 @@ class Motion:
     augment: bool = True        # photometric changes between the frames, blur and noise
 
 
-def uniform(low: float, high: float, *shape: int, device: str) -> Tensor:
+def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
     """Uniform random numbers in [low, high)."""
     return torch.empty(*shape, device=device).uniform_(low, high)
 

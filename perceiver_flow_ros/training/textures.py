@@ -18,7 +18,7 @@ def packaged_photographs() -> list[Path]:
     files: list[Path] = []
     for module, folder in (('skimage', 'data'), ('sklearn', 'datasets/images')):
         try:
-            root = Path(__import__(module).__file__).parent / folder
+            root = Path(__import__(module).__path__[0]) / folder
         except ImportError:
             continue
         files += [f for f in sorted(root.rglob('*')) if f.suffix.lower() in SUFFIXES]
@@ -54,7 +54,7 @@ class Textures:
             rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
             self.images.append(torch.from_numpy(rgb).to(device))
         # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
-        self.weights = torch.tensor(detail) if detail else None
+        self.weights = torch.tensor(detail)
         self.device = device
 
     def split(self, every: int) -> tuple['Textures', 'Textures']:
@@ -63,7 +63,7 @@ class Textures:
         for held_out, bank in enumerate(banks):
             chosen = [i for i in range(len(self.images)) if (i % every == 0) == bool(held_out)]
             bank.images = [self.images[i] for i in chosen]
-            bank.weights = self.weights[chosen] if chosen else None
+            bank.weights = self.weights[chosen]
         return banks
 
     def patches(self, count: int, height: int, width: int, noise: float = 0.12) -> Tensor:
