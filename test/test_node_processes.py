@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from node_rig import DOMAIN
+from perceiver_flow_ros.ros.parameters import SETTINGS
 from ros_images import picture
 from test_node import BAD_IMAGES
 
@@ -156,6 +157,15 @@ def test_a_signal_ends_the_process_during_an_inference(start, sequence, number):
     assert result(camera)
     end(node, number)  # whose estimator would wait for frames that never come
     reader.kill()
+
+
+def test_help_names_every_parameter(start):
+    node = start(*NODE, '--help')
+    output, errors = node.communicate(timeout=TIMEOUT)
+    assert node.returncode == 0 and errors == ''
+    assert output.startswith('usage: perceiver_flow_node ')
+    for setting in SETTINGS:
+        assert f'    {setting.name}: ' in output
 
 
 def test_what_is_wrong_at_start_is_one_line_and_code_2(start):

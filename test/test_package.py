@@ -134,6 +134,15 @@ def test_ruff_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
+def test_mypy_finds_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'mypy', '--cache-dir', tmp_path],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # Installed by colcon and by pip, from a copy of the sources
 
 

@@ -85,7 +85,6 @@ def run(args: argparse.Namespace) -> int:
     from perceiver_flow_ros.commands._demo_frames import Footage
     from perceiver_flow_ros.flow.files import write_image
 
-    args.output.mkdir(parents=True, exist_ok=True)
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     footage = Footage(args)
     with processes.temporary_folder() as folder:
@@ -104,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         except processes.DemoError as error:
             print(f'perceiver_flow demo: {error}', file=sys.stderr)
             return 1
+        args.output.mkdir(parents=True, exist_ok=True)  # now that there is something to put there
         flows = reports.read_flows(recording, footage)
         report = reports.figures(recording, footage, flows, args.rate)
         pictures = reports.pictures(footage, flows, report)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -90,7 +90,7 @@ def estimate_pair(
     """Estimate the motion from frame i to frame j."""
     images = [read_image(sequence.images[k]) for k in (i, j)]
     flow = estimator(*images)
-    depth = {}
+    depth: dict[str, Any] = {}
     if sequence.depth:
         depth = {'depth': sequence.depth(i), 'current_depth': sequence.depth(j)}
     begin = time.process_time()
@@ -209,19 +209,19 @@ def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> n
         good &= np.isfinite(z)
         points = camera.rays(before[good]) * z[good, None]
         found, turn, shift, _ = cv2.solvePnPRansac(
-            points, after[good], camera.matrix, None, reprojectionError=THRESHOLD
+            points, after[good], camera.matrix, np.zeros(4), reprojectionError=THRESHOLD
         )
         return inverse(transform(cv2.Rodrigues(turn)[0], shift[:, 0])) if found else None
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     texture = cv2.cornerMinEigenVal(grey, 7)[y, x]
     good &= texture > np.median(texture)
     before, after = before[good], after[good]
-    found, mask = cv2.findEssentialMat(
+    essential, mask = cv2.findEssentialMat(
         before, after, camera.matrix, cv2.RANSAC, prob=0.999, threshold=THRESHOLD
     )
-    if found is None:
+    if essential is None:
         return None
-    _, turn, shift, _ = cv2.recoverPose(found[:3], before, after, camera.matrix, mask=mask)
+    _, turn, shift, _ = cv2.recoverPose(essential[:3], before, after, camera.matrix, mask=mask)
     return inverse(transform(turn, shift[:, 0]))
 
 
@@ -231,11 +231,8 @@ def errors(motion: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
     a, b = motion[:3, 3], true[:3, 3]
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     angle = np.degrees(np.arccos(np.clip(a @ b / lengths, -1, 1))) if lengths > 0 else np.nan
-    return (
-        np.degrees(np.linalg.norm(rotation_vector(off[:3, :3]))),
-        angle,
-        np.linalg.norm(off[:3, 3]),
-    )
+    turn = np.degrees(np.linalg.norm(rotation_vector(off[:3, :3])))
+    return float(turn), float(angle), float(np.linalg.norm(off[:3, 3]))
 
 
 def medians(rows: list, metric: bool) -> dict:

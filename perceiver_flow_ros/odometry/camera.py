@@ -127,8 +127,9 @@ class Camera:
                 f'camera_info: {width}x{height} with region {tuple(roi)} and binning {bx}x{by} '
                 'leaves no image'
             )
-        scaled = image_size is not None and tuple(image_size) != size
-        if scaled:
+        scaled = False
+        if image_size is not None and tuple(image_size) != size:
+            scaled = True
             sx, sy = (wanted / told for wanted, told in zip(image_size, size))
             if abs(sx / sy - 1) > ASPECT:
                 raise CameraError(
@@ -137,8 +138,9 @@ class Camera:
                     'the image was cropped'
                 )
             fx, cx, fy, cy = fx * sx, _shrunk(cx, 1 / sx), fy * sy, _shrunk(cy, 1 / sy)
-            size = tuple(int(n) for n in image_size)
-        return cls(*size, *(float(n) for n in (fx, fy, cx, cy)), model, d, scaled)
+            size = int(image_size[0]), int(image_size[1])
+        fx, fy, cx, cy = (float(n) for n in (fx, fy, cx, cy))
+        return cls(*size, fx, fy, cx, cy, model, d, scaled)
 
     @property
     def matrix(self) -> np.ndarray:

@@ -61,9 +61,12 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
     a, b = (np.ascontiguousarray(rays[:2].T) for rays in (seeds.rays, seeds.seen))
     if gyro is None:
         params = usac(THRESHOLD / focal)
-        essential, _ = cv2.findEssentialMat(a, b, np.eye(3), np.eye(3), None, None, params)
+        essential, _ = cv2.findEssentialMat(  # type: ignore[call-overload]  # None: undistorted
+            a, b, np.eye(3), np.eye(3), None, None, params
+        )
         if essential is not None:
-            guesses.append(in_front(*cv2.decomposeEssentialMat(essential[:3]), seeds))
+            turn, other, shift = cv2.decomposeEssentialMat(essential[:3])
+            guesses.append(in_front(turn, other, shift, seeds))
     general = hold(motions.general(samples))
     best = best_of(general, [_with_turn(guess, gyro) for guess in guesses])
     if best is not None and gyro is None:
@@ -72,7 +75,7 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
         found['general'] = fitted(general, best.state)
 
     homography, near = cv2.findHomography(a, b, cv2.USAC_MAGSAC, THRESHOLD / focal, maxIters=TRIES)
-    if homography is not None and np.mean(near) > PLANAR:
+    if homography is not None and np.count_nonzero(near) > PLANAR * len(a):
         planar = hold(motions.planar(samples))
         guesses = [_with_turn(m, gyro) for m in decompose(homography, seeds.rays)]
         best = best_of(planar, guesses if gyro is not None else guesses[:1])
@@ -188,7 +191,7 @@ def decompose(homography: np.ndarray, rays: np.ndarray) -> list[Motion]:
     _, turns, shifts, normals = cv2.decomposeHomographyMat(h, np.eye(3))
     scored = []
     for turn, shift, normal in zip(turns, shifts, normals):
-        m, n = shift[:, 0], normal[:, 0]
+        m, n = (np.asarray(v, float)[:, 0] for v in (shift, normal))
         if np.abs(turn + np.outer(m, n) - h).max() > 1e-6:
             continue
         scored.append((np.mean(n @ rays > 0), Motion(turn, m, n)))

@@ -68,8 +68,9 @@ def metres(depth: np.ndarray, camera: Camera, settings: Settings) -> np.ndarray:
             f'depth is {depth.dtype}, expected float metres or uint16 millimetres',
         )
     depth = depth.astype(np.float32)  # a copy
-    known = cv2.inRange(depth, max(settings.depth_min, 1e-6), settings.depth_max)
-    depth[known == 0] = np.nan
+    with np.errstate(invalid='ignore'):
+        known = (depth >= max(settings.depth_min, 1e-6)) & (depth <= settings.depth_max)
+    depth[~known] = np.nan
     return depth
 
 
@@ -151,7 +152,7 @@ def three_points(samples: Samples, depth: np.ndarray, focal: float) -> Motion | 
     points = np.ascontiguousarray((samples.rays * depth)[:, chosen].T)
     seen = np.ascontiguousarray(samples.seen[:2, chosen].T)
     found, turn, shift, _ = cv2.solvePnPRansac(
-        points, seen, np.eye(3), None, iterationsCount=100, flags=cv2.SOLVEPNP_AP3P,
+        points, seen, np.eye(3), np.zeros(4), iterationsCount=100, flags=cv2.SOLVEPNP_AP3P,
         reprojectionError=THRESHOLD / focal, confidence=0.99,
     )  # fmt: skip
     return Motion(cv2.Rodrigues(turn)[0], shift[:, 0]) if found else None

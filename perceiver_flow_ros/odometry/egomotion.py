@@ -145,7 +145,8 @@ def fitted(model: motions.Model, start: Motion, cells: np.ndarray, prior: Prior,
     blocks.insert(0, Block(motions.held(model[0]), cells))
     fit = refine(blocks, motions.still(model[1]), start)
     # What the gyro's error does to the rest: d(rest) = -A_rest,rest^-1 A_rest,turn d(turn).
-    a = sum(b.share * b.weigh(fit.state).normal()[0] for b in [Block(model[0]), *more])
+    every = [Block(model[0]), *more]
+    a = np.sum([b.share * b.weigh(fit.state).normal()[0] for b in every], axis=0)
     drag = np.concatenate([np.eye(3), -np.linalg.solve(a[3:, 3:], a[3:, :3])])
     covariance = drag @ drag.T * prior.gyro_deviation**2
     covariance[3:, 3:] += fit.covariance

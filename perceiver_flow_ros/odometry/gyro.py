@@ -42,8 +42,8 @@ def mean_rate(
     if (np.diff(times) < 0).any():
         raise GyroGap('gyro samples are not in order of time')
     # From the last sample before the start to the first one after the end, where there are such.
-    low = max(np.searchsorted(times, start, 'right') - 1, 0)
-    high = min(np.searchsorted(times, end, 'left'), len(times) - 1)
+    low = max(int(np.searchsorted(times, start, 'right')) - 1, 0)
+    high = min(int(np.searchsorted(times, end, 'left')), len(times) - 1)
     used = times[min(low, high) : high + 1]
     hole = max(*np.diff(used), used[0] - start, end - used[-1], 0.0)
     if hole > max_gap:

@@ -8,11 +8,21 @@ import math
 import cv2
 import numpy as np
 
-from perceiver_flow_ros.odometry.settings import Reason, Refused
+from perceiver_flow_ros.odometry.camera import Camera
+from perceiver_flow_ros.odometry.settings import Reason, Refused, Settings
 
 
-def check_pair(flow, camera, dt, stride, settings, previous_image, image, backward) -> None:
-    """Refuse what makes no pair."""
+def checked(
+    flow: np.ndarray | None,
+    camera: Camera | None,
+    dt: float,
+    stride: int,
+    settings: Settings,
+    previous_image: np.ndarray | None,
+    image: np.ndarray | None,
+    backward: np.ndarray | None,
+) -> tuple[np.ndarray, Camera]:
+    """Refuse what makes no pair; give flow and camera, which are there."""
     if not (math.isfinite(dt) and dt > 0):
         raise Refused(
             Reason.BAD_STAMPS,
@@ -26,11 +36,13 @@ def check_pair(flow, camera, dt, stride, settings, previous_image, image, backwa
         raise Refused(
             Reason.NO_CAMERA, 'no usable camera_info: publish one that fits the image, calibrated'
         )
-    shaped = isinstance(flow, np.ndarray) and flow.ndim == 3 and flow.shape[2] == 2
-    if not shaped or not np.issubdtype(flow.dtype, np.floating):
-        kind = (
-            f'{flow.shape} {flow.dtype}' if isinstance(flow, np.ndarray) else type(flow).__name__
-        )
+    kind = type(flow).__name__
+    if isinstance(flow, np.ndarray):
+        kind = f'{flow.shape} {flow.dtype}'
+    if (
+        not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[2] != 2
+        or not np.issubdtype(flow.dtype, np.floating)
+    ):  # fmt: skip
         raise Refused(Reason.BAD_FLOW, f'flow is {kind}, expected (h, w, 2) float pixels')
     size = -(-camera.height // stride), -(-camera.width // stride)
     if flow.shape[:2] != size:
@@ -56,6 +68,7 @@ def check_pair(flow, camera, dt, stride, settings, previous_image, image, backwa
         raise Refused(
             Reason.REPEATED, 'both images are the same, bit by bit: the camera repeats its frames'
         )
+    return flow, camera
 
 
 def grey(image: np.ndarray | None) -> np.ndarray | None:

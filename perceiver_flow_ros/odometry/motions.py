@@ -28,7 +28,7 @@ class Motion(NamedTuple):
 
     turn: np.ndarray  # (3, 3)
     shift: np.ndarray  # (3,)
-    normal: np.ndarray | None = None  # (3,) unit normal of the plane, planar only
+    normal: np.ndarray = np.zeros(3)  # unit normal of the plane; 0 but for `planar`
 
 
 LEVER = 9.0  # squared lengths of its flow that a point must be off the epipole to count fully

@@ -13,7 +13,7 @@ from perceiver_flow_ros.odometry import egomotion, ground
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.egomotion import Prior
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
-from perceiver_flow_ros.odometry.inputs import check_pair, grey
+from perceiver_flow_ros.odometry.inputs import checked, grey
 from perceiver_flow_ros.odometry.motions import Motion
 from perceiver_flow_ros.odometry.samples import Samples, choose
 from perceiver_flow_ros.odometry.settings import Estimate, Reason, Refused, Settings
@@ -53,7 +53,7 @@ class Odometry:
 
     def update(
         self,
-        flow: np.ndarray,
+        flow: np.ndarray | None,
         camera: Camera | None,
         previous_stamp: float,
         stamp: float,
@@ -74,8 +74,7 @@ class Odometry:
         Parameters
         ----------
         flow : (h, w, 2) px, previous -> current, at the pixels [::stride, ::stride] of the
-        previous
-            image; NaN where unknown.
+            previous image; NaN where unknown. None gives no motion.
         camera : None where there is no calibration that can be used.
         previous_stamp, stamp : seconds.
         previous_image, image : (H, W) or (H, W, 3) uint8: weights from texture, and the reason
@@ -95,7 +94,9 @@ class Odometry:
         dt = float(stamp) - float(previous_stamp)
         base = np.eye(4) if self.base_from_camera is None else np.asarray(self.base_from_camera)
         try:
-            check_pair(flow, camera, dt, stride, self.settings, previous_image, image, backward)
+            flow, camera = checked(
+                flow, camera, dt, stride, self.settings, previous_image, image, backward
+            )
             prior = self._prior(float(previous_stamp), dt, gyro)
             previous_image, image = grey(previous_image), grey(image)
             samples = choose(flow, camera, self.settings, stride, previous_image, backward)
@@ -204,6 +205,7 @@ class Odometry:
             if settings.scale == 'range':
                 length, joint = ground.along_axis(samples, ego, height, images)
             else:
+                assert self._ground is not None  # since `_prior`
                 length, joint = self._ground.length(samples, ego, images)
         except Refused as refused:
             return ego, False, refused

@@ -74,12 +74,14 @@ class Weighed:
 
     def normal(self) -> tuple[np.ndarray, np.ndarray]:
         """J^T W J (p, p) and J^T W r (p,), in units of the scale."""
-        a, b = 0.0, 0.0
+        p = len(self.linear.jacobian)
+        a, b = np.zeros((p, p)), np.zeros(p)
         # One row of residuals after the other: products of this size do not wake BLAS's threads,
         # which would go on waiting for more, and take a core from the next inference.
         for j, r in zip(self.linear.jacobian.swapaxes(0, 1), self.linear.residual):
             heavy = j * (self.weights / self.scale**2)
-            a, b = a + heavy @ j.T, b + heavy @ r
+            a += heavy @ j.T
+            b += heavy @ r
         return a, b
 
     def scores(self) -> np.ndarray:
@@ -129,10 +131,8 @@ def refine(
 
     """
     for _ in range(iterations):
-        a, b = 0.0, 0.0
-        for block in blocks:
-            one, other = block.weigh(state).normal()
-            a, b = a + block.share * one, b + block.share * other
+        parts = [[block.share * x for x in block.weigh(state).normal()] for block in blocks]
+        a, b = (np.sum(part, axis=0) for part in zip(*parts))
         step = np.linalg.solve(a, -b)
         state = retract(state, step)
         if np.abs(step).max() < close:
@@ -153,11 +153,9 @@ def evaluate(blocks: list[Block], state: Any) -> Fit:
 
 def sandwich(blocks: list[Block], weighed: list[Weighed]) -> np.ndarray:
     """Covariance (p, p) of an M-estimate whose errors are correlated within cells."""
-    bread, filling = 0.0, 0.0
-    for block, one in zip(blocks, weighed):
-        bread = bread + block.share * one.bend() * one.normal()[0]
-        filling = filling + block.share**2 * clustered(block, one)
-    bread = np.linalg.inv(bread)
+    both = list(zip(blocks, weighed))
+    bread = np.linalg.inv(np.sum([b.share * w.bend() * w.normal()[0] for b, w in both], axis=0))
+    filling = np.sum([b.share**2 * clustered(b, w) for b, w in both], axis=0)
     # Never below what independent samples would give: cells may agree by chance.
     return bread @ filling @ bread + 1e-3 * bread
 
@@ -169,11 +167,13 @@ def clustered(block: Block, weighed: Weighed) -> np.ndarray:
     Outer products of the sums over all windows of REACH x REACH cells: Bartlett's kernel (Newey
     and West 1987) in two dimensions (Conley 1999).
     """
+    if block.cells is None:
+        raise ValueError('a covariance needs the cells of the samples')
     scores = weighed.scores()
     cells = CELLS_A_ROW
     rows = int(block.cells.max()) // cells + 1
     pad = REACH - 1
-    sums = np.zeros((len(scores), rows + 2 * pad, cells + 2 * pad))
+    sums: np.ndarray = np.zeros((len(scores), rows + 2 * pad, cells + 2 * pad))
     for total, score in zip(sums, scores):
         counted = np.bincount(block.cells, score, minlength=rows * cells)
         total[pad : pad + rows, pad : pad + cells] = counted.reshape(rows, cells)

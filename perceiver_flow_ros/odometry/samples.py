@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -39,10 +39,7 @@ class Samples:
 
     def __getitem__(self, chosen) -> Samples:
         """Take some of the samples."""
-        return Samples(
-            *(a[:, chosen] for a in (self.points, self.moved, self.rays, self.seen, self.noise)),
-            self.cells[chosen],
-        )
+        return Samples(*(getattr(self, entry.name)[..., chosen] for entry in fields(self)))
 
 
 def choose(
@@ -130,7 +127,8 @@ def structure(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     x, y = (points / 2).astype(int)
     x, y = np.minimum(x, small.shape[1] - 1), np.minimum(y, small.shape[0] - 1)
     window = (WINDOW, WINDOW)
-    return np.stack([cv2.boxFilter(a, -1, window)[y, x] for a in (gx * gx, gx * gy, gy * gy)])
+    products = [cv2.multiply(a, b) for a, b in ((gx, gx), (gx, gy), (gy, gy))]
+    return np.stack([cv2.boxFilter(product, -1, window)[y, x] for product in products])
 
 
 def likeness(samples: Samples, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
@@ -139,9 +137,9 @@ def likeness(samples: Samples, previous: np.ndarray, current: np.ndarray) -> np.
     dx, dy = (a.ravel() for a in np.meshgrid(offset, offset))
     patches = []
     for picture, (x, y) in ((previous, samples.points), (current, samples.moved)):
-        where = ((a[:, None] + d).astype(np.float32) for a, d in ((x, dx), (y, dy)))
-        patch = cv2.remap(picture, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        patch = patch.astype(np.float32)
+        x, y = ((a[:, None] + d).astype(np.float32) for a, d in ((x, dx), (y, dy)))
+        seen = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        patch = seen.astype(np.float32)
         patches.append(patch - patch.mean(axis=1, keepdims=True))
     a, b = patches
     return (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1) + 1e-6)

@@ -19,6 +19,7 @@ class Reason(str, enum.Enum):
 
     NONE = ''
     NO_CAMERA = 'no_camera'  # no camera_info, or one that was refused
+    NO_TRANSFORM = 'no_transform'  # where the camera is on the base is not known
     SIZE = 'size'  # flow or images do not fit the camera
     BAD_FLOW = 'bad_flow'  # wrong shape or type, or not a single number in it
     BAD_STAMPS = 'bad_stamps'  # the time between the frames is not positive

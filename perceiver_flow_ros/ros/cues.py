@@ -13,10 +13,10 @@ import numpy as np
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, Imu, Range
 
-from perceiver_flow_ros.odometry import cues
+from perceiver_flow_ros.odometry import cues, Reason
 from perceiver_flow_ros.ros import messages
 from perceiver_flow_ros.ros.frames import Frame
-from perceiver_flow_ros.ros.motion import Motion, NO_TRANSFORM, Outcome, time_to_contact
+from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.topics import create_input, create_output
 from perceiver_flow_ros.ros.transforms import Tf
@@ -33,7 +33,7 @@ OUTPUTS = {
 }
 DEPTH = 10  # messages that may wait
 IMU_DEPTH = 200  # an imu sends many between two images
-STATIC = (NO_TRANSFORM, 'no_camera')  # what does not pass by itself
+STATIC = (Reason.NO_TRANSFORM, Reason.NO_CAMERA)  # what does not pass by itself
 
 
 class Cues:

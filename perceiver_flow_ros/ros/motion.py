@@ -28,7 +28,6 @@ from perceiver_flow_ros.ros.transforms import NoTransform, pose_of_text
 
 IMAGES, SAMPLES = 30, 20_000  # kept of each topic: depth images, ranges, infos; gyro samples
 GYRO_GAP = 0.1  # s without a gyro sample at most
-NO_TRANSFORM = 'no_transform'
 NEW_POSE = ('scale_source', 'camera_height', 'base_frame', 'base_from_camera', 'odom_frame')
 
 
@@ -45,8 +44,7 @@ class Outcome:
     @property
     def reason(self) -> str:
         """Why the twist is not published, in a word; '' where it is."""
-        reason = self.estimate.reason
-        return str(getattr(reason, 'value', reason))
+        return self.estimate.reason.value
 
 
 class Motion:
@@ -124,7 +122,7 @@ class Motion:
         try:
             self._adopt(settings, current.header.frame_id)
         except NoTransform as error:
-            return Outcome(Estimate(reason=NO_TRANSFORM, message=str(error)), frames)
+            return Outcome(Estimate(reason=Reason.NO_TRANSFORM, message=str(error)), frames)
         camera, complaint = self._camera(previous, current)
         sources, remark = self._sources(settings, before, now, current.header.frame_id)
         estimate = self._odometry.update(
@@ -211,11 +209,12 @@ class Motion:
     def _depth(self, before: float, now: float) -> dict[str, Any]:
         """Give the depth of the previous image; of the current one, too, where it has come."""
         found, newer = self._depths.nearest(before), self._depths.nearest(now)
+        tolerance = self.settings.sync_tolerance
         if found is None:
             raise ValueError('no depth image has come: remap depth to a registered depth topic')
         try:
             depths = {'depth': to_depth(found[1]), 'depth_stamp': found[0]}
-            if newer is not found and abs(newer[0] - now) <= self.settings.sync_tolerance:
+            if newer and newer is not found and abs(newer[0] - now) <= tolerance:
                 depths['current_depth'] = to_depth(newer[1])
             return depths
         except BadImage as error:

@@ -29,11 +29,17 @@ from perceiver_flow_ros.flow.estimator import FlowEstimator, load_estimator
 from perceiver_flow_ros.ros import parameters
 from perceiver_flow_ros.ros.diagnostics import Diagnostics
 from perceiver_flow_ros.ros.notices import explain
+from perceiver_flow_ros.ros.parameter_file import to_yaml
 from perceiver_flow_ros.ros.pipeline import Pipeline
 from perceiver_flow_ros.ros.topics import create_input
 
 SENSOR_DATA_DEPTH = 5
 STOP_TIMEOUT = 1.5  # s that a running inference is given at exit
+HELP = """usage: perceiver_flow_node --ros-args [-r image:=TOPIC] [-r camera_info:=TOPIC]
+         [-r __ns:=NAMESPACE] [--params-file FILE] [-p NAME:=VALUE ...]
+
+Optical flow of a camera's images, and what it tells of the camera's motion.
+"""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -224,6 +230,9 @@ class FlowNode(LifecycleNode):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM and exit with 0; return 2 where it cannot start."""
+    if {'-h', '--help'}.intersection(sys.argv if arguments is None else arguments):
+        print(HELP, to_yaml(), sep='\n', end='')
+        return 0
     # rclpy shuts its context down on both signals, and whatever runs below breaks off with one
     # exception or another. Python's own KeyboardInterrupt could also hit the closing: not wanted.
     told_to_end = threading.Event()
