@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 
+from perceiver_flow_ros.model import kernels, launch
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from perceiver_flow_ros.model import kernels, launch
 
 DTYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
 INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'latents', 'splits',

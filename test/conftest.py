@@ -2,8 +2,8 @@
 """What all tests share: where measured data lies; a ROS environment that stays on this machine."""
 
 import os
-import sys
 from pathlib import Path
+import sys
 
 import pytest
 

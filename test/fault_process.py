@@ -13,9 +13,8 @@ import sys
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image, TimeReference
-
 from ros_images import image_message, picture
+from sensor_msgs.msg import Image, TimeReference
 
 
 def camera(hertz):

@@ -13,6 +13,7 @@ import time
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from node_rig import DOMAIN
 import numpy as np
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
@@ -21,10 +22,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image, TimeReference
-
-from node_rig import DOMAIN
 from ros_images import flow_of, image_message, picture
+from sensor_msgs.msg import Image, TimeReference
 
 ROOT = Path(__file__).parents[1]
 STREAM = Path(__file__).with_name('fault_process.py')

@@ -5,10 +5,9 @@ import array
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image, Imu, Range
-
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, skew, transform
 from ros_images import texture
+from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 120.0
 CENTRE = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
@@ -82,12 +81,12 @@ class ExactFlow:
 
 
 def frame_of(index):
-    """An image with texture, another one for every index."""
+    """Give an image with texture, another one for every index."""
     return texture(HEIGHT, WIDTH, seed=index)
 
 
 def following(image, flow):
-    """What the camera sees after a flow, roughly: without what comes into view."""
+    """Give what the camera sees after a flow, roughly: without what comes into view."""
     x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
     at = np.float32(x) - flow[..., 0], np.float32(y) - flow[..., 1]
     return cv2.remap(image, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)

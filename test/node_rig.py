@@ -10,6 +10,9 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
+from perceiver_flow_ros.flow.estimator import load_estimator
+from perceiver_flow_ros.ros import cues
+from perceiver_flow_ros.ros.node import FlowNode
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
 from rclpy.context import Context
@@ -17,12 +20,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CameraInfo, Image, TimeReference
-
-from perceiver_flow_ros.flow.estimator import load_estimator
-from perceiver_flow_ros.ros import cues
-from perceiver_flow_ros.ros.node import FlowNode
 from ros_images import image_message, seconds
+from sensor_msgs.msg import CameraInfo, Image, TimeReference
 
 DOMAINS = range(41, 60)
 TIMEOUT = 60.0  # s, for what takes milliseconds

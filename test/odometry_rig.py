@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.odometry import Camera
 from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
 from perceiver_flow_ros.training import builder
 from perceiver_flow_ros.training.scene import Camera as Pinhole
-from perceiver_flow_ros.training.scene import Material, Scene, look
+from perceiver_flow_ros.training.scene import look, Material, Scene
 
 VIEW = Pinhole(320, 240, 250.0, 250.0, 159.5, 119.5)
 CAMERA = Camera.pinhole(320, 240, 250.0, 250.0, 159.5, 119.5)
@@ -104,7 +103,7 @@ def depth_of(view):
 
 
 def with_mover(flow):
-    """The left third of the image moves by itself."""
+    """Let the left third of the image move by itself."""
     flow = flow.copy()
     flow[:, : flow.shape[1] // 3] += (3.0, 1.0)
     return flow
@@ -112,8 +111,10 @@ def with_mover(flow):
 
 def noisy(flow, seed, deviation=0.25):
     """
-    Flow with the errors of estimated flow: correlated over patches of two sizes, larger where the
-    flow is large or changes at an edge, and patches that are wrong altogether.
+    Add the errors of estimated flow.
+
+    They are correlated over patches of two sizes and larger where the flow is large or changes at
+    an edge; some patches are wrong altogether.
     """
     rng = np.random.default_rng(seed)
     h, w = flow.shape[:2]

@@ -17,12 +17,12 @@ def texture(height=120, width=160, seed=0):
 
 
 def picture(shift=0, height=96, width=128):
-    """A texture that has moved `shift` pixels to the right."""
-    return texture(height, width + 64)[:, 32 - shift : 32 - shift + width]
+    """Give a texture that has moved `shift` pixels to the right."""
+    return texture(height, width + 64)[:, 32 - shift: 32 - shift + width]
 
 
 def image_message(pixels, stamp, encoding='rgb8', **fields):
-    """An image message, field by field: not made by what is tested."""
+    """Make an image message, field by field: not made by what is tested."""
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
     message.step = pixels[0].nbytes
     message.data = array.array('B', pixels.tobytes())

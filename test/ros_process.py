@@ -23,16 +23,15 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
+from perceiver_flow_ros.ros import node as node_module
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
+from ros_images import image_message
 from sensor_msgs.msg import CameraInfo, Image, TimeReference
 from std_msgs.msg import String
-
-from perceiver_flow_ros.ros import node as node_module
-from ros_images import image_message
 
 TIMEOUT = 60.0  # s
 BEHIND = 4  # frames that come while the slow estimator works

@@ -7,16 +7,19 @@ import sys
 
 import cv2
 import numpy as np
-import pytest
-from rosbags.highlevel import AnyReader
-
 from perceiver_flow_ros.commands.bagfile import (
-    BagWriter, camera_info_message, header_message, image_message, TYPES,
+    BagWriter,
+    camera_info_message,
+    header_message,
+    image_message,
+    TYPES,
 )  # fmt: skip
 from perceiver_flow_ros.commands.main import main
 from perceiver_flow_ros.odometry.geometry import inverse, transform
 from perceiver_flow_ros.ros.transforms import pose_of_text, turn_of_quaternion
 from perceiver_flow_ros.training.scene import Camera, look, Scene
+import pytest
+from rosbags.highlevel import AnyReader
 
 NODE = '/perceiver_flow/'
 CAMERA = Camera(width=320, height=240, fx=250.0, fy=250.0, cx=159.5, cy=119.5)

@@ -4,11 +4,10 @@
 import json
 
 import numpy as np
-import pytest
-import torch
-
 from perceiver_flow_ros.commands import benchmark
 from perceiver_flow_ros.commands.main import main
+import pytest
+import torch
 
 FLOW = np.random.default_rng(0).normal(size=(16, 24, 2)).astype(np.float32)
 

@@ -7,7 +7,7 @@ import sys
 
 import cv2
 import numpy as np
-from perceiver_flow_ros.commands.main import SUBCOMMANDS, main
+from perceiver_flow_ros.commands.main import main, SUBCOMMANDS
 from perceiver_flow_ros.flow import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image, write_flow, write_image
 import pytest

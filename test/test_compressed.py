@@ -4,15 +4,14 @@
 import array
 
 import cv2
-import numpy as np
-import pytest
-from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
-
 from node_rig import Rig
+import numpy as np
 from perceiver_flow_ros.ros.compressed import decode, encode
 from perceiver_flow_ros.ros.conversion import BadImage
+import pytest
 from ros_images import flow_of, picture, texture
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 from test_conversion import mosaic
 
 RGB = texture(48, 64)
@@ -95,7 +94,7 @@ def test_fuzzed_data_end_in_a_frame_or_in_a_reason():
         for _ in range(random.integers(1, 5)):
             data[random.integers(len(data))] = random.integers(256)
         if i % 5 == 0:
-            del data[random.integers(len(data)) : random.integers(len(data))]
+            del data[random.integers(len(data)): random.integers(len(data))]
         try:
             frame = decode(CompressedImage(format='jpeg', data=array.array('B', bytes(data))))
         except BadImage:

@@ -8,11 +8,10 @@ import types
 import cv2
 from cv_bridge import CvBridge
 import numpy as np
-import pytest
-from std_msgs.msg import Header
-
 from perceiver_flow_ros.ros.conversion import BadImage, ENCODINGS, to_frame, to_message
+import pytest
 from ros_images import image_message, texture
+from std_msgs.msg import Header
 
 RGB = texture(48, 64)
 GREY = RGB[:, :, 1].copy()
@@ -84,7 +83,7 @@ def check(message, expected):
 
 
 def padded(message, samples, padding):
-    """The same image with rows that are longer than their pixels."""
+    """Give the same image with rows that are longer than their pixels."""
     rows = np.ascontiguousarray(samples).view(np.uint8).reshape(samples.shape[0], -1)
     junk = np.full((len(rows), padding), 0xAB, np.uint8)
     message.data = array.array('B', np.hstack([rows, junk]).tobytes())

@@ -5,18 +5,17 @@ import argparse
 import importlib.util
 import json
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
-from rosbags.highlevel import AnyReader
-
 from perceiver_flow_ros.commands import _demo_pictures as demo_pictures
 from perceiver_flow_ros.commands import bagfile, main
+import pytest
+from rosbags.highlevel import AnyReader
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = '/camera/image_raw'
@@ -62,7 +61,7 @@ def still_frames(folder, count=6, size=(64, 96)):
     folder.mkdir()
     for i in range(count):
         x, y = 60 - 3 * i, 60 - i
-        cv2.imwrite(f'{folder}/frame{i}.png', noise[y : y + size[0], x : x + size[1]])
+        cv2.imwrite(f'{folder}/frame{i}.png', noise[y: y + size[0], x: x + size[1]])
     return folder
 
 
@@ -326,8 +325,8 @@ def test_pictures_show_what_they_say():
     assert scale.speed == 6 and scale.error == 3
     picture = demo_pictures.panel(pair, scale, 'title', 'subtitle', 'dis')
     tile = picture[
-        -demo_pictures.MARGIN - 480 : -demo_pictures.MARGIN,
-        -demo_pictures.MARGIN - 640 : -demo_pictures.MARGIN,
+        -demo_pictures.MARGIN - 480: -demo_pictures.MARGIN,
+        -demo_pictures.MARGIN - 640: -demo_pictures.MARGIN,
     ]
     assert tile[200, 100].max() < 30  # no error: dark
     assert tile[200, 500].mean() > 150  # nearly 3 px: bright

@@ -10,11 +10,10 @@ import sys
 import types
 import xml.etree.ElementTree as ElementTree
 
-import pytest
-import yaml
-
 from node_rig import Rig
 from perceiver_flow_ros.ros.parameters import BY_NAME
+import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'config'

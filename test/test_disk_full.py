@@ -8,9 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
-
 from perceiver_flow_ros.flow.files import write_image
+import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOM = 65536  # bytes that a file may have

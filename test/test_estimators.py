@@ -23,7 +23,7 @@ def textured(height, width, seed=0):
 def shifted_pair(height=120, width=160, u=3, v=-2):
     """Give two frames of a plane that moves by (u, v)."""
     big = textured(height + 40, width + 40)
-    return big[20:-20, 20:-20], big[20 - v : 20 - v + height, 20 - u : 20 - u + width]
+    return big[20:-20, 20:-20], big[20 - v: 20 - v + height, 20 - u: 20 - u + width]
 
 
 def test_dis_finds_a_known_motion():

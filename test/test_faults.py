@@ -5,13 +5,12 @@ import array
 import shutil
 import signal
 
-import numpy as np
-import pytest
-from sensor_msgs.msg import Image
-
 from fault_rig import EVERY, FAST, Faults, ROOT
+import numpy as np
 from perceiver_flow_ros.ros.conversion import ENCODINGS
+import pytest
 from ros_images import image_message, picture
+from sensor_msgs.msg import Image
 
 GROWTH = 20  # MB that the bar of the soak allows, and hence these
 

@@ -5,7 +5,7 @@ import struct
 
 import cv2
 import numpy as np
-from perceiver_flow_ros.flow.color import WHEEL, flow_to_color
+from perceiver_flow_ros.flow.color import flow_to_color, WHEEL
 from perceiver_flow_ros.flow.files import read_flow, read_image, write_flow, write_image
 from perceiver_flow_ros.flow.metrics import end_point_error, metrics, sparsification_error
 import pytest

@@ -4,15 +4,14 @@
 import threading
 
 import numpy as np
-import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.model import folded
 from perceiver_flow_ros.model.folded import FoldedNetwork, self_attend
 from perceiver_flow_ros.model.parallel import parallel
 from perceiver_flow_ros.model.perceiver import Layer
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 HEIGHT, WIDTH = 37, 40
 ALL = slice(None)

@@ -3,15 +3,19 @@
 
 import cv2
 import numpy as np
-import pytest
-
 from perceiver_flow_ros.commands.calibration import read_calibration
 from perceiver_flow_ros.commands.main import main
-from perceiver_flow_ros.flow.files import FLOW_SUFFIXES, read_flow, read_image, write_flow
-from perceiver_flow_ros.flow.files import write_image
+from perceiver_flow_ros.flow.files import (
+    FLOW_SUFFIXES,
+    read_flow,
+    read_image,
+    write_flow,
+    write_image,
+)
 from perceiver_flow_ros.model.weights import load_lite, WeightsError
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame
 from perceiver_flow_ros.ros.parameter_file import read_yaml
+import pytest
 from ros_images import texture
 from test_faults import malformed, ROOT
 

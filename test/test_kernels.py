@@ -36,7 +36,7 @@ precisions = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Some of the encoder's programs share a stripe of columns, some do not."""
+    """Let some of the encoder's programs share a stripe of columns, some do not."""
     monkeypatch.setattr(launch, 'PROGRAMS', 12)
 
 

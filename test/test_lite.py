@@ -2,11 +2,10 @@
 """The lite variant: its evidence, its network, its estimator, its packaged weights."""
 
 import numpy as np
-import pytest
-
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image
 from perceiver_flow_ros.flow.metrics import metrics
+import pytest
 
 torch = pytest.importorskip('torch')
 

@@ -5,16 +5,15 @@ import threading
 
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from node_rig import Estimator, OUTPUTS, Rig
 import numpy as np
+from perceiver_flow_ros.ros import pipeline
 import pytest
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros_images import flow_of, image_message, picture, seconds
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_srvs.srv import Trigger
-
-from node_rig import Estimator, OUTPUTS, Rig
-from perceiver_flow_ros.ros import pipeline
-from ros_images import flow_of, image_message, picture, seconds
 
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 
@@ -35,7 +34,7 @@ def rig():
 
 @pytest.fixture
 def stand_in(rig):
-    """A connected rig around a stand-in estimator."""
+    """Connect a rig around a stand-in estimator."""
 
     def make(**parameters):
         estimator = Estimator()
@@ -302,15 +301,15 @@ def test_lifecycle(rig):
     assert change(r, Transition.TRANSITION_CONFIGURE)
     assert state_of(r) == 'inactive' and r.peer.count_subscribers(topic) == 0
     r.status('flow', 'inactive')
-    for round in range(2):
+    for turn in range(2):
         assert change(r, Transition.TRANSITION_ACTIVATE)
         r.until(lambda: r.peer.count_subscribers(topic) == 1)
-        if not round:
+        if not turn:
             r.connect()
         before = len(r.received['flow'])
-        r.send(picture(), 1.0 + round)
-        r.send(picture(), 1.1 + round)
-        assert r.flows(before + 1)[-1] == (1.0 + round, 1.1 + round)
+        r.send(picture(), 1.0 + turn)
+        r.send(picture(), 1.1 + turn)
+        assert r.flows(before + 1)[-1] == (1.0 + turn, 1.1 + turn)
         assert change(r, Transition.TRANSITION_DEACTIVATE)
         r.until(lambda: r.peer.count_subscribers(topic) == 0)
         assert state_of(r) == 'inactive'

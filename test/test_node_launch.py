@@ -10,11 +10,10 @@ import subprocess
 import sys
 import types
 
-import pytest
-import yaml
-
 from node_rig import DOMAIN
 from perceiver_flow_ros.ros.parameters import BY_NAME
+import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / 'launch' / 'perceiver_flow.launch.py'
@@ -22,7 +21,7 @@ LAUNCH_FILE = ROOT / 'launch' / 'perceiver_flow.launch.py'
 
 @pytest.fixture
 def prefix(tmp_path):
-    """An install prefix as colcon makes it, of symbolic links."""
+    """Make an install prefix as colcon makes it, of symbolic links."""
     share = tmp_path / 'share' / 'perceiver_flow_ros'
     index = tmp_path / 'share' / 'ament_index' / 'resource_index' / 'packages'
     executables = tmp_path / 'lib' / 'perceiver_flow_ros'

@@ -7,22 +7,31 @@ import sys
 import types
 
 from geometry_msgs.msg import Transform, TransformStamped, Vector3
+import moving_camera as scene
+from moving_camera import (
+    boxes,
+    depth_message,
+    ExactFlow,
+    FORWARD,
+    FORWARD_TEXT,
+    frame_of,
+    ground,
+    imu_message,
+    info_message,
+    PERIOD,
+    range_message,
+    step_of,
+)  # fmt: skip
+from node_rig import Rig
 import numpy as np
+from perceiver_flow_ros.odometry.geometry import inverse
+from perceiver_flow_ros.ros.parameters import BY_NAME
 import pytest
 from rclpy.qos import QoSProfile
+from ros_images import seconds
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 from std_srvs.srv import Trigger
 import yaml
-
-import moving_camera as scene
-from moving_camera import (
-    boxes, depth_message, ExactFlow, FORWARD, FORWARD_TEXT, frame_of, ground, imu_message,
-    info_message, PERIOD, range_message, step_of,
-)  # fmt: skip
-from node_rig import Rig
-from perceiver_flow_ros.odometry.geometry import inverse
-from perceiver_flow_ros.ros.parameters import BY_NAME
-from ros_images import seconds
 
 OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 ON_BASE = {'base_frame': 'base_link', 'base_from_camera': FORWARD_TEXT}

@@ -3,18 +3,17 @@
 
 import json
 import os
-import pickle
 from pathlib import Path
+import pickle
 import signal
 import subprocess
 import sys
 
 import cv2
-import numpy as np
-import pytest
-
 from node_rig import DOMAIN
+import numpy as np
 from perceiver_flow_ros.ros.parameters import SETTINGS
+import pytest
 from ros_images import picture
 from test_node import BAD_IMAGES
 

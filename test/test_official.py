@@ -4,9 +4,6 @@
 import math
 
 import numpy as np
-import pytest
-import torch
-
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network, transformers_peer
 from perceiver_flow_ros.model.folded import FoldedNetwork
 from perceiver_flow_ros.model.official import (
@@ -18,6 +15,8 @@ from perceiver_flow_ros.model.official import (
     patches,
     Positions,
 )
+import pytest
+import torch
 
 SMALL = {'num_latents': 48, 'd_latents': 64, 'num_self_attends_per_block': 2,
          'num_self_attention_heads': 4}

@@ -2,16 +2,15 @@
 """The official network on images of any size: tiles that join, strides and points that agree."""
 
 import numpy as np
-import pytest
-import torch
-from safetensors.torch import save_file
-from torch.nn import functional as F
-
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.flow.official import neighbours, OfficialEstimator
 from perceiver_flow_ros.flow.tiling import tile_grid
 from perceiver_flow_ros.model.weights import transformers_name
+import pytest
+from safetensors.torch import save_file
+import torch
+from torch.nn import functional as F
 
 SIZE = (32, 48)
 SIZES = [SIZE, (1, 1), (1, 60), (33, 7), (50, 48), (61, 115)]
@@ -42,7 +41,7 @@ def estimators(checkpoint):
 
 @pytest.fixture(scope='module')
 def dense(estimators):
-    """The dense flow of both tilings at every size, each computed once."""
+    """Give the dense flow of both tilings at every size, each computed once."""
     return {(tiling, size): estimators[tiling, 1](*frame_pair(*size))
             for tiling in ('tile', 'resize') for size in SIZES}
 

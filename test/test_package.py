@@ -290,7 +290,7 @@ def test_the_installed_node_turns_images_into_flow(workspace, tmp_path):
                     frame % 10 * 10**8,
                 )
                 left = 800 - 2 * frame
-                image.data.frombytes(picture[:, left : left + 160].tobytes())
+                image.data.frombytes(picture[:, left: left + 160].tobytes())
                 publisher.publish(image)
             executor.spin_once(timeout_sec=0.2)
         process.send_signal(signal.SIGINT)

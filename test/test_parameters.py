@@ -5,15 +5,14 @@ from pathlib import Path
 import re
 import threading
 
-import pytest
-from rcl_interfaces.srv import DescribeParameters
-from rclpy.exceptions import ParameterException
-import yaml
-
 from node_rig import Estimator, Rig
 from perceiver_flow_ros.ros import parameter_file, parameters
 from perceiver_flow_ros.ros.parameters import SETTINGS
+import pytest
+from rcl_interfaces.srv import DescribeParameters
+from rclpy.exceptions import ParameterException
 from ros_images import image_message, picture
+import yaml
 
 CONFIG = Path(__file__).parents[1] / 'config' / 'perceiver_flow.yaml'
 

@@ -4,14 +4,13 @@
 import hashlib
 
 import cv2
-import numpy as np
-import pytest
-from rosbags.highlevel import AnyReader
-
 from fault_rig import EVERY, Faults
+import numpy as np
 from perceiver_flow_ros.commands.main import main
 from perceiver_flow_ros.flow.files import write_image
+import pytest
 from ros_images import flow_of, picture
+from rosbags.highlevel import AnyReader
 
 FRAMES = 12
 

@@ -3,8 +3,6 @@
 
 import cv2
 import numpy as np
-import pytest
-
 from perceiver_flow_ros.training import builder
 from perceiver_flow_ros.training.scene import (
     Camera,
@@ -16,6 +14,7 @@ from perceiver_flow_ros.training.scene import (
     Sphere,
     swerve,
 )
+import pytest
 
 CAMERA = Camera(160, 120, 125.0, 120.0, 79.5, 59.5)
 
@@ -28,13 +27,13 @@ def textures(seed=0):
 
 
 def wall_scene(distance=10.0, **more):
-    """A wall across the world's x axis, seen from the origin."""
+    """Put a wall across the world's x axis, seen from the origin."""
     big = builder.wall(distance, 60, distance, -60, -60, 60, 'noise', 4)
     return Scene([big, *more.pop('faces', [])], textures(), **more)
 
 
 def warp(view, flow):
-    """What `view` shows at the places that the pixels of the first view moved to."""
+    """Give what `view` shows at the places that the pixels of the first view moved to."""
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
     return cv2.remap(
         view.image.astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC
@@ -111,8 +110,8 @@ def test_sphere_depth_and_occlusion_of_what_lies_behind():
     row = 60
     box = np.flatnonzero(np.abs(first.depth[row] - 3.0) < 1e-3)
     hidden = np.flatnonzero(
-        ~visible[row, box[-1] + 1 : box[-1] + 25]
-        & (first.depth[row, box[-1] + 1 : box[-1] + 25] > 9)
+        ~visible[row, box[-1] + 1: box[-1] + 25]
+        & (first.depth[row, box[-1] + 1: box[-1] + 25] > 9)
     )
     assert abs(len(hidden) - (125 * 0.4 / 3.5 - 125 * 0.4 / 10)) <= 1.5
     assert visible[row, box[1:-1]].all()

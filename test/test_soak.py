@@ -7,10 +7,9 @@ from pathlib import Path
 import subprocess
 import sys
 
-import pytest
-
 from perceiver_flow_ros.commands import soak
 from perceiver_flow_ros.commands._soak_run import Run, Sample
+import pytest
 
 ROOT = Path(__file__).parents[1]
 

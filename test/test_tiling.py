@@ -3,9 +3,6 @@
 
 from itertools import pairwise
 
-import pytest
-import torch
-
 from perceiver_flow_ros.flow.tiling import (
     blend,
     cut,
@@ -15,6 +12,8 @@ from perceiver_flow_ros.flow.tiling import (
     tile_starts,
     tile_weight,
 )
+import pytest
+import torch
 
 
 @pytest.mark.parametrize('tile, overlap', [(368, 20), (496, 20), (96, 16), (7, 3), (4, 0)])

@@ -2,18 +2,14 @@
 """Weights load from wherever they may lie, and each thing that can be wrong has its message."""
 
 import hashlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import os
+from pathlib import Path
 import shutil
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.commands.main import main as command
@@ -27,6 +23,9 @@ from perceiver_flow_ros.model.weights import (
     variant_of,
     WeightsError,
 )
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
 
 HEIGHT, WIDTH = 24, 40
 SHA = '0123456789abcdef0123456789abcdef01234567'
@@ -40,7 +39,7 @@ def network():
 
 @pytest.fixture(scope='module')
 def saved(network, tmp_path_factory):
-    """A folder as save_pretrained writes it; with transformers, written by it."""
+    """Make a folder as save_pretrained writes it; with transformers, written by it."""
     folder = tmp_path_factory.mktemp('saved')
     try:
         from perceiver_flow_ros.commands.benchmark import transformers_peer
@@ -52,13 +51,13 @@ def saved(network, tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy of it, to be damaged."""
+    """Copy it, to be damaged."""
     return Path(shutil.copytree(saved, tmp_path / 'checkpoint'))
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty Hugging Face cache, and no network."""
+    """Give an empty Hugging Face cache, and no network."""
     import huggingface_hub.constants as constants
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)

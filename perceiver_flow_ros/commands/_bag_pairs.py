@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from perceiver_flow_ros.commands.bagfile import TYPES, image_message
+from perceiver_flow_ros.commands.bagfile import image_message, TYPES
 from perceiver_flow_ros.flow.color import flow_to_color
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.odometry import cues
@@ -20,7 +19,7 @@ from perceiver_flow_ros.ros.conversion import BadImage, to_frame
 from perceiver_flow_ros.ros.frames import Frame, why_no_pair
 from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
-from perceiver_flow_ros.ros.transforms import StaticTree, quaternion_of_turn
+from perceiver_flow_ros.ros.transforms import quaternion_of_turn, StaticTree
 
 KINDS = {**messages.FLOW, **messages.CUES}
 MAKER = messages.Maker(lambda kind, **fields: TYPES.types[kind](**fields), image_message)

@@ -20,8 +20,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
-
 from perceiver_flow_ros.commands._gpu import ceilings, gpu, seconds
 from perceiver_flow_ros.commands._kernel_checks import ALLOWED, check_kernels, Sizes
 from perceiver_flow_ros.commands.benchmark import (
@@ -40,6 +38,7 @@ from perceiver_flow_ros.flow.tiling import tile_grid
 from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.launch import Blocks
 from perceiver_flow_ros.model.official import OfficialConfig, patches, TOKEN
+import torch
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 TYPICAL = 5.            # pixels: flows are scaled to this mean before half precisions are judged
@@ -185,7 +184,7 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
 
 def judged(row: dict[str, Any], flow: np.ndarray | None, expected: np.ndarray | None,
            precision: torch.dtype) -> dict[str, Any]:
-    """Complete a row: is its flow the expected one?"""
+    """Complete a row: whether its flow is the expected one."""
     if flow is None or expected is None:
         return row
     if precision == torch.float32:

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+import itertools
+import os
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
-
 from perceiver_flow_ros.commands.bagfile import (
-    TYPES,
     camera_info_message,
     header_message,
     image_message,
+    TYPES,
 )
 from perceiver_flow_ros.commands.record import encoding_of, open_source
 from perceiver_flow_ros.training import scene
+from rosbags.highlevel import AnyReader, AnyReaderError
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'

@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.commands._demo_frames import Footage
 from perceiver_flow_ros.commands._demo_pictures import BACKGROUND, FAINT, GAP, INK, MARGIN, write
 from perceiver_flow_ros.commands._demo_processes import NODE, Recording
@@ -63,10 +62,10 @@ def read_motions(recording: Recording, footage: Footage) -> list[Motion]:
     m: Any
     for message in recording.messages():
         if message.topic == NODE['flow/previous']:
-            m = TYPES.deserialize_cdr(message.data, message.type)
+            m = TYPES.deserialize_cdr(message.data, message.kind)
             pairs[_stamp(m.header.stamp)] = _stamp(m.time_ref)
         elif message.topic == NODE['odometry']:
-            m = TYPES.deserialize_cdr(message.data, message.type)
+            m = TYPES.deserialize_cdr(message.data, message.kind)
             found.append((_stamp(m.header.stamp), m))
     if not pairs:
         return []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.flow.color import flow_to_color
 
 BACKGROUND, INK, FAINT = (18, 21, 27), (236, 239, 244), (150, 159, 172)
@@ -88,7 +87,7 @@ def panel(pair: Pair, scale: Scales, title: str, subtitle: str, name: str) -> np
         x = MARGIN + (i % 2) * (width + GAP)
         y = top + (i // 2) * (CAPTION + height + GAP)
         write(canvas, caption, (x, y + CAPTION - 12), 18, INK)
-        canvas[y + CAPTION : y + CAPTION + height, x : x + width] = tile
+        canvas[y + CAPTION: y + CAPTION + height, x: x + width] = tile
     return canvas
 
 
@@ -119,7 +118,7 @@ def timeline(pairs: list[Pair], scale: Scales, title: str, name: str) -> np.ndar
         write(canvas, f'{pair.seconds:.1f} s', (x, top - 10), 17, FAINT)
         for row in range(len(rows)):
             y = top + row * (height + gap)
-            canvas[y : y + height, x : x + width] = tiles[row][column]
+            canvas[y: y + height, x: x + width] = tiles[row][column]
     for row, (caption, _) in enumerate(rows):
         y = top + row * (height + gap) + height // 2
         write(canvas, caption, (MARGIN, y + 6), 17, INK)
@@ -137,8 +136,8 @@ def write(canvas, text: str, at: tuple[int, int], size: int, colour, weight: int
     cv2.putText(mask, text, (pad, pad + height), font, scale, 255, thickness, cv2.LINE_AA)
     mask = cv2.resize(mask, None, fx=1 / fine, fy=1 / fine, interpolation=cv2.INTER_AREA)
     x, y = at[0] - pad // fine, at[1] - (pad + height) // fine
-    mask = mask[max(-y, 0) : canvas.shape[0] - y, max(-x, 0) : canvas.shape[1] - x]
-    part = canvas[max(y, 0) :, max(x, 0) :][: mask.shape[0], : mask.shape[1]]
+    mask = mask[max(-y, 0): canvas.shape[0] - y, max(-x, 0): canvas.shape[1] - x]
+    part = canvas[max(y, 0):, max(x, 0):][: mask.shape[0], : mask.shape[1]]
     share = mask[..., None] / np.float32(255)
     part[:] = np.uint8(part * (1 - share) + np.float32(colour) * share + 0.5)
 
@@ -186,7 +185,7 @@ def _error_map(pair: Pair, scale: Scales) -> np.ndarray:
 
 def _with_wheel(image: np.ndarray, speed: float, radius: int = 44) -> np.ndarray:
     """Put the colour wheel and what its rim stands for into the lower right corner."""
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1] / np.float32(radius)
+    y, x = np.mgrid[-radius: radius + 1, -radius: radius + 1] / np.float32(radius)
     wheel = flow_to_color(np.dstack([x, y]), 1.0)
     share = np.clip((1 - np.hypot(x, y)) * radius, 0, 1)[..., None]
     side = 2 * radius + 1
@@ -194,7 +193,7 @@ def _with_wheel(image: np.ndarray, speed: float, radius: int = 44) -> np.ndarray
     if image.shape[0] < side + 50:
         return image
     _shade(image, (right - side - 16, bottom - side - 38, right, bottom))
-    part = image[bottom - side - 8 : bottom - 8, right - side - 8 : right - 8]
+    part = image[bottom - side - 8: bottom - 8, right - side - 8: right - 8]
     part[:] = np.uint8(part * (1 - share) + wheel * share)
     write(image, f'{speed:g} px', (right - side + 8, bottom - side - 15), 16, INK)
     return image
@@ -207,12 +206,12 @@ def _with_bar(image: np.ndarray, most: float) -> np.ndarray:
         return image
     _shade(image, (right - width - 24, bottom - 66, right, bottom))
     x = right - width - 12
-    image[bottom - 38 : bottom - 24, x : x + width] = ERRORS[
+    image[bottom - 38: bottom - 24, x: x + width] = ERRORS[
         np.linspace(0, 255, width).astype(int)
     ]
     write(image, '0', (x, bottom - 46), 15, INK)
     write(image, f'{most:g} px', (right - 54, bottom - 46), 15, INK)
-    image[bottom - 17 : bottom - 7, x : x + 10] = HIDDEN
+    image[bottom - 17: bottom - 7, x: x + 10] = HIDDEN
     write(image, 'not in the next image', (x + 16, bottom - 7), 13, FAINT)
     return image
 
@@ -220,7 +219,7 @@ def _with_bar(image: np.ndarray, most: float) -> np.ndarray:
 def _shade(image: np.ndarray, corners: tuple[int, int, int, int]) -> None:
     """Darken a box, so that a legend can be read on it."""
     x0, y0, x1, y1 = corners
-    part = image[max(y0, 0) : y1, max(x0, 0) : x1]
+    part = image[max(y0, 0): y1, max(x0, 0): x1]
     part[:] = np.uint8(part * 0.2 + np.array(BACKGROUND, np.float32) * 0.8)
 
 

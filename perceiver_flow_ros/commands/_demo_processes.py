@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 import ctypes
+from dataclasses import dataclass
 import json
 import os
+from pathlib import Path
 import pickle
 import queue
 import signal
@@ -15,9 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 CAMERA = {'image': '/camera/image_raw', 'camera_info': '/camera/camera_info'}
@@ -32,7 +32,7 @@ class Message(NamedTuple):
     """A message as the recorder received it, serialised."""
 
     topic: str
-    type: str
+    kind: str  # sensor_msgs/msg/Image
     received: int  # nanoseconds
     data: bytes
 

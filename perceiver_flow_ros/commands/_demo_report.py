@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
-
 from perceiver_flow_ros.commands import _demo_motion as motion
 from perceiver_flow_ros.commands._demo_frames import Footage
 from perceiver_flow_ros.commands._demo_pictures import Pair, panel, scales, timeline
 from perceiver_flow_ros.commands._demo_processes import NODE, Recording
-from perceiver_flow_ros.commands.bagfile import TYPES, BagWriter
+from perceiver_flow_ros.commands.bagfile import BagWriter, TYPES
 from perceiver_flow_ros.flow.metrics import metrics
 from perceiver_flow_ros.training.scene import exact_flow
 
@@ -42,13 +41,13 @@ def read_flows(recording: Recording, footage: Footage) -> list[Flow]:
     previous: dict[int, int] = {}
     for message in recording.messages():
         if message.topic == NODE['flow']:
-            image: Any = TYPES.deserialize_cdr(message.data, message.type)
+            image: Any = TYPES.deserialize_cdr(message.data, message.kind)
             field = np.frombuffer(image.data, '<f4').reshape(image.height, image.width, 2)
             stamp = nanoseconds(image.header.stamp)
             late = (message.received - stamp) / 1e9
             flows[stamp] = Flow(-1, number[stamp], message.received / 1e9, late, field)
         elif message.topic == NODE['flow/previous']:
-            reference: Any = TYPES.deserialize_cdr(message.data, message.type)
+            reference: Any = TYPES.deserialize_cdr(message.data, message.kind)
             before = nanoseconds(reference.time_ref)
             previous[nanoseconds(reference.header.stamp)] = number[before]
     for stamp, flow in flows.items():
@@ -107,7 +106,7 @@ def estimator(recording: Recording) -> dict[str, str]:
     known: dict[str, str] = {}
     for message in recording.messages():
         if message.topic == '/diagnostics':
-            array: Any = TYPES.deserialize_cdr(message.data, message.type)
+            array: Any = TYPES.deserialize_cdr(message.data, message.kind)
             for status in array.status:
                 known.update((pair.key, pair.value) for pair in status.values)
     return {key: known.get(key, 'unknown') for key in ('model', 'device', 'precision')}
@@ -176,7 +175,7 @@ def write_bag(recording: Recording, path: Path) -> None:
         for message in recording.messages():
             if message.received < recording.sent[0] - 10**9:
                 continue  # while the drive was rendered there was but the node's diagnostics
-            bag.write(message.topic, message.type, message.data, message.received)
+            bag.write(message.topic, message.kind, message.data, message.received)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.model import launch
 from perceiver_flow_ros.model.launch import Blocks, HIDDEN, Pixels, VALUE
 from perceiver_flow_ros.model.official import CONTENT, patches, TOKEN
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}     # relative errors
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.commands.calibration import read_calibration
 from perceiver_flow_ros.odometry import Camera, register_depth
 from perceiver_flow_ros.odometry.geometry import inverse, transform

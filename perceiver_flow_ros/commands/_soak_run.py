@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 import json
+from pathlib import Path
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.commands._demo_processes import (
     CAMERA,
     DemoError,
-    Processes,
     own_domain,
+    Processes,
     temporary_folder,
 )
 
@@ -146,7 +145,7 @@ def write_footage(folder: Path, width: int, height: int) -> tuple[Path, Path]:
     header = bagfile.header_message(0, 'camera_optical_frame')
     shifts = [STEP * min(i, FRAMES - i) for i in range(FRAMES)]
     messages = [
-        bagfile.image_message(texture[:, s : s + width], 'rgb8', header) for s in shifts
+        bagfile.image_message(texture[:, s: s + width], 'rgb8', header) for s in shifts
     ]  # fmt: skip
     rows = [bagfile.TYPES.serialize_cdr(m, 'sensor_msgs/msg/Image') for m in messages]
     np.save(folder / 'images.npy', np.stack([np.frombuffer(row, np.uint8) for row in rows]))

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import deque
 from collections.abc import Iterator
+import json
 from pathlib import Path
+import sys
 from typing import Any
 
 HELP = 'compute the flow and motion of every image of a bag, offline'
@@ -57,12 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the bag once, write another one, say what is in it."""
-    from tqdm import tqdm
-
     from perceiver_flow_ros.commands._bag_pairs import Results
     from perceiver_flow_ros.commands.bagfile import BagWriter
     from perceiver_flow_ros.ros.parameter_file import read_yaml
     from perceiver_flow_ros.ros.parameters import defaults
+    from tqdm import tqdm
 
     settings = read_yaml(args.params_file) if args.params_file else defaults()
     settings = settings.but({k: v for k in ('model', 'device') if (v := getattr(args, k))})
@@ -123,14 +122,14 @@ def describe(report: dict[str, Any]) -> str:
 
 def open_bag(path: Path) -> Any:
     """Make a reader of a bag; ValueError where it is none."""
-    from rosbags.highlevel import AnyReader, AnyReaderError
-
     from perceiver_flow_ros.commands.bagfile import TYPES
+    from rosbags.highlevel import AnyReader, AnyReaderError
 
     if not path.exists():
         raise FileNotFoundError(2, 'No such bag', str(path))
 
     class Reader(AnyReader):
+
         def __enter__(self) -> Any:
             try:
                 return super().__enter__()

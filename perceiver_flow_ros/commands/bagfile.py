@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 import shutil
 import sqlite3
 import sys
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import get_typestore, Stores
 
 SUFFIXES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 METADATA_VERSION: Final = 8  # what every ROS 2 since Iron reads

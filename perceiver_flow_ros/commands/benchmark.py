@@ -217,8 +217,8 @@ def frame_pair(height: int, width: int) -> np.ndarray:
 
 def peaky_network(height: int, width: int, **sizes: int) -> Any:
     """Make an `OfficialNetwork` with random weights that give a peaky attention."""
-    import torch
     from perceiver_flow_ros.model.official import OfficialConfig, OfficialNetwork
+    import torch
 
     network = OfficialNetwork(OfficialConfig(train_size=(height, width), **sizes)).eval()
     random = torch.Generator().manual_seed(0)
@@ -237,9 +237,9 @@ def transformers_peer(network: Any) -> Any:
     """Make transformers' PerceiverForOpticalFlow with the weights of an `OfficialNetwork`."""
     from dataclasses import asdict
 
-    from transformers import PerceiverConfig, PerceiverForOpticalFlow
     from perceiver_flow_ros.model.official import TOKEN
     from perceiver_flow_ros.model.weights import transformers_name
+    from transformers import PerceiverConfig, PerceiverForOpticalFlow
 
     config = PerceiverConfig(**asdict(network.config), d_model=TOKEN, num_cross_attention_heads=1)
     peer = PerceiverForOpticalFlow(config).eval()
@@ -250,8 +250,8 @@ def transformers_peer(network: Any) -> Any:
 
 def transformers(spec: dict[str, Any]) -> Any:
     """Set up transformers' network."""
-    import torch
     from perceiver_flow_ros.model.official import patches
+    import torch
 
     frames = torch.from_numpy(frame_pair(spec['height'], spec['width']))[None]
     peer = transformers_peer(peaky_network(spec['height'], spec['width']))
@@ -273,8 +273,8 @@ def reference(spec: dict[str, Any]) -> Any:
 
 def folded(spec: dict[str, Any]) -> Any:
     """Set up this package's fast network, the one that is used."""
-    import torch
     from perceiver_flow_ros.model.folded import FoldedNetwork
+    import torch
 
     frames = torch.from_numpy(frame_pair(spec['height'], spec['width']))[None]
     network = FoldedNetwork(peaky_network(spec['height'], spec['width']))

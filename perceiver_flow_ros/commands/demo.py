@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
+import sys
 
 HELP = 'run camera, node and subscriber on a rendered drive or your own frames'
 EXAMPLE = 'perceiver_flow demo --output demo --frames 60'

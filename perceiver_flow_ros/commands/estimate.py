@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
+import time
 
 import numpy as np
-
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
 
 HELP = 'estimate the optical flow between two images'
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_outputs(output: Path | None, color: Path | None) -> None:
     """Refuse, before the long work, what could not be written after it."""
-    from perceiver_flow_ros.flow.files import FLOW_SUFFIXES, IMAGE_SUFFIXES, check_suffix
+    from perceiver_flow_ros.flow.files import check_suffix, FLOW_SUFFIXES, IMAGE_SUFFIXES
 
     if not (output or color):
         raise ValueError('nothing to write: give -o OUT.flo|.png|.npy or --color OUT.png')

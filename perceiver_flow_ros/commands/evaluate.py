@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+import json
 from pathlib import Path
+import sys
+import time
 
 import numpy as np
-
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
 from perceiver_flow_ros.flow.estimator import FlowEstimator, load_estimator
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import importlib
+from importlib import metadata
 import os
 import sys
-from collections.abc import Sequence
-from importlib import metadata
 
 SUBCOMMANDS = (
     'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'odometry', 'train', 'fetch_weights',

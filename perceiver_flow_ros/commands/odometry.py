@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 import json
+from pathlib import Path
 import sys
 import time
-from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-
-from perceiver_flow_ros.commands._sequences import Sequence, find_sequence
+from perceiver_flow_ros.commands._sequences import find_sequence, Sequence
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
 from perceiver_flow_ros.flow.estimator import FlowEstimator
 from perceiver_flow_ros.flow.files import read_image
@@ -200,7 +199,7 @@ def relative(deviations: list[float]) -> float | None:
 def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> np.ndarray | None:
     """Give OpenCV's plain estimate from the same flow: five points, or PnP with depth."""
     h, w = flow.shape[:2]
-    y, x = (a.ravel() for a in np.mgrid[GRID : h - GRID : GRID, GRID : w - GRID : GRID])
+    y, x = (a.ravel() for a in np.mgrid[GRID: h - GRID: GRID, GRID: w - GRID: GRID])
     before = np.stack([x, y], axis=1).astype(np.float64)
     after = before + flow[y, x]
     good = np.isfinite(after).all(axis=1)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 
 from perceiver_flow_ros.flow.estimator import (
+    FlowEstimator,
+    load_estimator,
     PRECISIONS,
     QUALITIES,
     QUERY_STRIDES,
     TILINGS,
-    FlowEstimator,
-    load_estimator,
 )
 
 

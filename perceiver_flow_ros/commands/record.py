@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 import json
 import math
+from pathlib import Path
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -77,10 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the bag, say what is in it."""
-    from tqdm import tqdm
-
     from perceiver_flow_ros.commands.bagfile import BagWriter, header_message, image_message
     from perceiver_flow_ros.commands.calibration import camera_info, read_calibration
+    from tqdm import tqdm
 
     check_options(args)
     frames, announced = open_source(args)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+import sys
 
 HELP = 'train the lite network on synthetic pairs with exact flow, made on the fly'
 EXAMPLE = 'perceiver_flow train runs/lite --textures ~/Pictures --pairs 100000 --minutes 30'
@@ -50,14 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and keep the averaged weights that evaluate best as lite.safetensors."""
-    import torch
-    from tqdm import tqdm
-
     from perceiver_flow_ros.flow.estimator import resolve_device
     from perceiver_flow_ros.model.weights import load_lite, save_lite
-    from perceiver_flow_ros.training.loop import Recipe, Trainer, start_workers
+    from perceiver_flow_ros.training.loop import Recipe, start_workers, Trainer
     from perceiver_flow_ros.training.synthesis import Motion
     from perceiver_flow_ros.training.textures import Textures
+    import torch
+    from tqdm import tqdm
 
     for name in ('pairs', 'batch', 'evaluate_every'):
         if getattr(args, name) < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.flow.estimator import check_pair, sample
 
 PRESETS = {

@@ -10,7 +10,6 @@ import tokenize
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.flow.color import UNKNOWN
 
 FLOW_SUFFIXES = ('.flo', '.png', '.npy')

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional as F
-
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
 from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.model.lite import resize_flow, TOKEN
 from perceiver_flow_ros.model.weights import load_lite
+import torch
+from torch.nn import functional as F
 
 PACKAGED = Path(__file__).parent.parent / 'model' / 'lite.safetensors'
 

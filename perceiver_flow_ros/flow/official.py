@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 import warnings
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair
 from perceiver_flow_ros.flow.tiling import (
     blend,
@@ -26,6 +22,9 @@ from perceiver_flow_ros.flow.tiling import (
 from perceiver_flow_ros.model.folded import FoldedNetwork
 from perceiver_flow_ros.model.official import OfficialNetwork
 from perceiver_flow_ros.model.weights import load_official
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.flow.official_cuda import CudaFlow
@@ -185,9 +184,8 @@ def load_cuda(network: OfficialNetwork, precision: str, tiling: str,
         reason = 'they need compute capability 8.0'
     else:
         try:
-            from triton import TritonError
-
             from perceiver_flow_ros.flow import official_cuda
+            from triton import TritonError
         except ImportError as error:
             reason = f'they need Triton ({error})'
         else:

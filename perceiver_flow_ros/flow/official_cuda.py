@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 import itertools
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.flow.official import neighbours, OVERLAP
 from perceiver_flow_ros.flow.replay import in_batches, Replay
 from perceiver_flow_ros.flow.tiling import blend, tile_grid, tile_queries, tile_weight
 from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.official import OfficialNetwork
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 BATCH = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}      # tiles at once: below 1 GB
 TOLERANCE = 0.05        # pixels that a half precision may differ by, on average, to be chosen

@@ -12,10 +12,6 @@ from collections.abc import Iterable
 import math
 from typing import cast, NamedTuple
 
-import torch
-from torch import nn, Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.model import launch
 from perceiver_flow_ros.model.folded import centred, Queries
 from perceiver_flow_ros.model.launch import Blocks, HIDDEN, Pixels, VALUE
@@ -28,6 +24,9 @@ from perceiver_flow_ros.model.official import (
     TOKEN,
 )
 from perceiver_flow_ros.model.perceiver import Decoder, Layer
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
 
 LOG2E = math.log2(math.e)             # scores are in units of log 2: GPUs have 2^x, not e^x
 
@@ -167,7 +166,7 @@ class CudaNetwork:
         return launch.read(pixels, self.content, self.rows, self.columns, self.blocks)
 
     def process(self, means: Tensor) -> Tensor:
-        """What was read, (B, L, 64 + H + W) -> latents (B, L, D) float32, after all layers."""
+        """Process what was read, (B, L, 64 + H + W), to latents (B, L, D) float32."""
         z = self.residual.repeat(len(means), 1, 1)
         y = self._mlp(z, means @ self.mix, self.read_mlp)
         for layer in self.layers:
@@ -191,7 +190,7 @@ class CudaNetwork:
 
     @torch.inference_mode()
     def answers(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What latents (B, L, D) answer with: keys, keys in float32, values.
+        """Give what latents (B, L, D) answer with: keys, keys in float32, values.
 
         Keys are rows of (B, ..., L): content, C, D, then in half precision what is missing of C
         and D, or in float32 e.

@@ -22,10 +22,6 @@ from collections.abc import Iterable, Sequence
 import math
 from typing import cast
 
-import torch
-from torch import nn, Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.model.official import (
     CONTENT,
     OfficialNetwork,
@@ -36,6 +32,9 @@ from perceiver_flow_ros.model.official import (
 )
 from perceiver_flow_ros.model.parallel import parallel
 from perceiver_flow_ros.model.perceiver import Decoder, Layer
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
 
 R = CONTENT             # index of r in a pixel's [r f, r, 1]
 ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the softmax's divisor
@@ -60,7 +59,7 @@ def split(g: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -> Tensor:
-    """Sums of p f (64, n), of p over each row (H, n) and column (W, n) -> of p x (n, 322)."""
+    """Join sums of p f (64, n), of p over each row (H, n) and column (W, n) -> of p x (n, 322)."""
     x = content.new_empty(content.shape[1], TOKEN)
     x[:, :CONTENT] = content.T
     x[:, positions.row_channels] = rows.T @ positions.rows
@@ -71,14 +70,14 @@ def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -
 class Preprocessor(nn.Module):
     """Frames -> [r f, r, 1] for each pixel."""
 
-    sum: Tensor             # (H, W): of a pixel's position features, and of their squares
-    square: Tensor
+    sums: Tensor            # (H, W): of a pixel's position features, and of their squares
+    squares: Tensor
 
     def __init__(self, content: nn.Linear, positions: Positions):
         super().__init__()
         self.content = content
         rows, columns = positions.rows, positions.columns
-        for name, power in (('sum', 1), ('square', 2)):
+        for name, power in (('sums', 1), ('squares', 2)):
             self.register_buffer(name, (rows ** power).sum(1)[:, None] + (columns ** power).sum(1),
                                  persistent=False)
 
@@ -89,8 +88,8 @@ class Preprocessor(nn.Module):
         f = pixels.view(-1, ONE + 1)[:, :CONTENT]
         torch.addmm(self.content.bias, both.flatten(0, -2), self.content.weight.T, out=f)
         f = pixels[..., :CONTENT]
-        mean = (f.sum(-1) + self.sum) / TOKEN
-        square = torch.linalg.vector_norm(f, dim=-1).square() + self.square
+        mean = (f.sum(-1) + self.sums) / TOKEN
+        square = torch.linalg.vector_norm(f, dim=-1).square() + self.squares
         pixels[..., R] = (square / TOKEN - mean.square() + 1e-5).rsqrt()
         f *= pixels[..., R:ONE]
         return pixels
@@ -297,4 +296,3 @@ class FoldedNetwork(nn.Module):
         every = [(y, slice(None)) for y in range(pixels.shape[1])]
         return torch.stack([torch.stack(self.decode(x, z, every))
                             for x, z in zip(pixels, latents, strict=True)])
-

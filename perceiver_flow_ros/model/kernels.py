@@ -68,7 +68,7 @@ def read_kernel(pixels, rstd, content, rows, columns,
                 part_top, part_total, part_content, part_column, row_top, row_sum,
                 latents, height, width, splits, row_blocks,
                 BLOCK_L: tl.constexpr, BLOCK_X: tl.constexpr, PRECISION: tl.constexpr):
-    """Encoder: softmax over all pixels, in parts. Program: latents x stripe of columns x rows.
+    """Encode: softmax over all pixels, in parts. Program: latents x stripe of columns x rows.
 
     Walks down a stripe with B(x) and the columns' sums of p r in registers. Each row's sum is
     stored beside the maximum it refers to; everything else refers to the part's last maximum.
@@ -195,7 +195,7 @@ def write_kernel(pixels, rstd, keys, exact, values, ys, xs, dense, dense_bias, f
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr, GRID: tl.constexpr,
                  SPLIT: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_H: tl.constexpr,
                  PRECISION: tl.constexpr):
-    """Decoder: flow of pixels (ys, xs), all the way. Program: ROWS x COLUMNS queries.
+    """Decode: flow of pixels (ys, xs), all the way. Program: ROWS x COLUMNS queries.
 
     GRID: queries are all pairs of `rows` ys and `columns` xs, so a program has few rows and
     columns: C(y) and D(x) come from one more product, with ones where they belong, in SPLIT as
@@ -254,7 +254,7 @@ def write_kernel(pixels, rstd, keys, exact, values, ys, xs, dense, dense_bias, f
         s = product(f, key, s, PRECISION)
         if GRID:
             key = tl.load(keys + place[:, None] * latents + lat[None, :], mask=there[None, :],
-                        other=0.)
+                          other=0.)
             s = product(ones, key, s, PRECISION)
         else:
             position = exact + latents * CONTENT + lat[None, :]

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from perceiver_flow_ros.model import kernels
+from perceiver_flow_ros.model.official import CONTENT
 import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
-
-from perceiver_flow_ros.model import kernels
-from perceiver_flow_ros.model.official import CONTENT
 
 VALUE, HIDDEN = kernels.VALUE.value, kernels.HIDDEN.value
 PROGRAMS = 768          # that the encoder should have at least, to fill a large GPU evenly
@@ -91,7 +90,7 @@ def preprocess(frames: Tensor, corners: Tensor, weight: Tensor, bias: Tensor, su
 
 
 def read(pixels: Pixels, content: Tensor, rows: Tensor, columns: Tensor, blocks: Blocks) -> Tensor:
-    """Encoder's attention of latents to all pixels.
+    """Run the encoder's attention of latents to all pixels.
 
     ``content``: g_f (L, 64), ``rows``: A (H, L), ``columns``: B (L, W), the latter two float32;
     scores are r (f . g_f + A + B) log 2. Gives the softmax's means of [r f, r of each row, r of
@@ -148,7 +147,7 @@ class Head:
 
 def write(pixels: Pixels, keys: Tensor, exact: Tensor, values: Tensor, ys: Tensor, xs: Tensor,
           head: Head, blocks: Blocks, *, grid: bool) -> Tensor:
-    """Decoder's attention of queries to all latents, and all that follows.
+    """Run the decoder's attention of queries to all latents, and all that follows.
 
     Parameters
     ----------

@@ -12,11 +12,10 @@ pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3).
 from dataclasses import dataclass
 import math
 
+from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-
-from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 
 TOKEN = 4   # pixels of the level per token and axis
 PASSES = 2  # at each level but the last, which costs most: what is wrong there is lost after it
@@ -121,7 +120,7 @@ def displacements(radius: int, device: torch.device) -> Tensor:
 
 
 def best_match(cost: Tensor, radius: int, price: float = 0.03, sharpness: float = 40.) -> Tensor:
-    """Expected displacement (B, 2, h, w) in pixels under a softmin of the cost.
+    """Give the expected displacement (B, 2, h, w), pixels, under a softmin of the cost.
 
     Distance costs ``price`` a pixel, so that where nothing can be seen nothing moves.
     """

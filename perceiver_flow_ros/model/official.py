@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-
-from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 
 CONTENT = 64                        # channels of a token that depend on the frames
 BANDS = 64                          # Fourier frequencies of an axis

@@ -101,5 +101,5 @@ class Decoder(nn.Module):
         self.final_layer = final_layer
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
-        """``queries``: (B, N, C), ``latents``: (B, M, D) -> (B, N, outputs)."""
+        """Answer ``queries`` (B, N, C) from ``latents`` (B, M, D): (B, N, outputs)."""
         return self.final_layer(self.cross_attention(queries, latents))

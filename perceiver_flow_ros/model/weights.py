@@ -13,11 +13,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from torch import nn, Tensor
-
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
 from perceiver_flow_ros.model.official import OfficialConfig, OfficialNetwork, Positions
+import torch
+from torch import nn, Tensor
 
 CONFIG = 'config.json'
 FILES = ('model.safetensors', 'pytorch_model.bin')      # as save_pretrained names them
@@ -203,7 +202,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def official_config(path: Path, tensors: dict[str, Tensor]) -> OfficialConfig:
-    """Configuration from config.json where there is one, the rest from the tensors."""
+    """Take the configuration from config.json where there is one, the rest from the tensors."""
     shapes = {}
     latents = tensors.get(transformers_name('latents'))
     if latents is not None and latents.ndim == 2:

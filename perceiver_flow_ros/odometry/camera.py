@@ -8,9 +8,9 @@ rational_polynomial) and fisheye (equidistant: Kannala and Brandt 2006).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 
 import cv2
 import numpy as np
@@ -153,7 +153,7 @@ class Camera:
         return math.sqrt(self.fx * self.fy)
 
     def rays(self, points: np.ndarray) -> np.ndarray:
-        """Give rays (N, 3) of pixels (N, 2), 1 along the axis; NaN beyond 80 deg off the axis."""
+        """Turn pixels (N, 2) to directions (N, 3), 1 along the axis; NaN beyond 80 deg off it."""
         points = np.asarray(points, np.float64).reshape(-1, 2)
         rays = np.ones((len(points), 3))
         if not any(self.d):

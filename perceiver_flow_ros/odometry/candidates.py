@@ -14,11 +14,10 @@ import math
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.odometry import motions
 from perceiver_flow_ros.odometry.geometry import cross, nearest_rotation
-from perceiver_flow_ros.odometry.motions import STILL, Motion
-from perceiver_flow_ros.odometry.robust import Block, Fit, evaluate, refine
+from perceiver_flow_ros.odometry.motions import Motion, STILL
+from perceiver_flow_ros.odometry.robust import Block, evaluate, Fit, refine
 from perceiver_flow_ros.odometry.samples import Samples
 
 SEEDS = 300  # samples that minimal sets are drawn from

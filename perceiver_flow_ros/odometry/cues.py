@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.geometry import cross, inverse
 from perceiver_flow_ros.odometry.settings import Estimate

@@ -3,28 +3,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+import math
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.odometry import motions
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.candidates import CLOSE, SEEDS, THRESHOLD
 from perceiver_flow_ros.odometry.egomotion import (
     CERTAIN,
-    FEW,
-    Ego,
-    Prior,
     consistent,
+    Ego,
+    FEW,
     fitted,
+    Prior,
     turning,
 )
 from perceiver_flow_ros.odometry.geometry import cross
-from perceiver_flow_ros.odometry.motions import STILL, Motion
-from perceiver_flow_ros.odometry.robust import Block, Linear, independent, refine
-from perceiver_flow_ros.odometry.samples import Samples, cells
+from perceiver_flow_ros.odometry.motions import Motion, STILL
+from perceiver_flow_ros.odometry.robust import Block, independent, Linear, refine
+from perceiver_flow_ros.odometry.samples import cells, Samples
 from perceiver_flow_ros.odometry.settings import Reason, Refused, Settings
 
 NEIGHBOUR = 3  # px; depth that changes by more than EDGE so near may be that of something else

@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from perceiver_flow_ros.odometry import candidates, motions
 from perceiver_flow_ros.odometry.geometry import rotation_vector, tangent
 from perceiver_flow_ros.odometry.motions import Motion
-from perceiver_flow_ros.odometry.robust import Block, Fit, evaluate, refine
+from perceiver_flow_ros.odometry.robust import Block, evaluate, Fit, refine
 from perceiver_flow_ros.odometry.samples import Samples
 from perceiver_flow_ros.odometry.settings import Reason, Refused
 

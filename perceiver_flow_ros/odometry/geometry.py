@@ -102,7 +102,7 @@ def tangent(direction: np.ndarray) -> np.ndarray:
 
 
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A x b of columns (3, ...); either may be one vector (3,)."""
+    """Give a x b of columns (3, ...); either may be one vector (3,)."""
     first = a[1] * b[2] - a[2] * b[1]
     out = np.empty((3, *first.shape))
     out[0] = first

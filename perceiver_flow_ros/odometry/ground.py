@@ -13,12 +13,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from perceiver_flow_ros.odometry.egomotion import Ego, unit
 from perceiver_flow_ros.odometry.geometry import rotation, tangent
 from perceiver_flow_ros.odometry.motions import Motion
 from perceiver_flow_ros.odometry.robust import Block, Fit, Linear, refine
-from perceiver_flow_ros.odometry.samples import Samples, likeness
+from perceiver_flow_ros.odometry.samples import likeness, Samples
 from perceiver_flow_ros.odometry.settings import Reason, Refused
 
 AHEAD, ASIDE = 15.0, 2.5  # camera heights: the part of the ground that is looked at
@@ -220,7 +219,7 @@ def inverse_depths(samples: Samples, motion: Motion) -> tuple[np.ndarray, np.nda
 
 
 def slopes(part: Samples, ego: Ego, fit: Fit) -> np.ndarray:
-    """Derivatives (6, 3) of p by the steps of R (3) and t (3), by differences."""
+    """Give the derivatives (6, 3) of p by the steps of R (3) and t (3), by differences."""
     q, deviation = inverse_depths(part, ego.motion)
     heavy = part.rays * (fit.weights / deviation**2)
     solve = np.linalg.inv(heavy @ part.rays.T) @ heavy

@@ -44,7 +44,7 @@ def mean_rate(
     # From the last sample before the start to the first one after the end, where there are such.
     low = max(int(np.searchsorted(times, start, 'right')) - 1, 0)
     high = min(int(np.searchsorted(times, end, 'left')), len(times) - 1)
-    used = times[min(low, high) : high + 1]
+    used = times[min(low, high): high + 1]
     hole = max(*np.diff(used), used[0] - start, end - used[-1], 0.0)
     if hole > max_gap:
         raise GyroGap(

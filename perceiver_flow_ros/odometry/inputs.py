@@ -7,7 +7,6 @@ import math
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.settings import Reason, Refused, Settings
 

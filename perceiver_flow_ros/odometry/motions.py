@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-
 from perceiver_flow_ros.odometry.geometry import cross, rotation, tangent
 from perceiver_flow_ros.odometry.robust import Linear
 from perceiver_flow_ros.odometry.samples import Samples
@@ -179,7 +178,7 @@ def rigid(samples: Samples, depth: np.ndarray) -> Model:
 
 
 def _about(y: np.ndarray) -> np.ndarray:
-    """Derivative (3, 3, N) of Exp(d) y by d: row i is e_i x y."""
+    """Give the derivative (3, 3, N) of Exp(d) y by d: row i is e_i x y."""
     out = np.zeros((3, *y.shape))
     out[0, 1], out[0, 2] = -y[2], y[1]
     out[1, 0], out[1, 2] = y[2], -y[0]

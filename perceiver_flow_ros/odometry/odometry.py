@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+import math
 
 import numpy as np
-
 from perceiver_flow_ros.odometry import depth as depths
 from perceiver_flow_ros.odometry import egomotion, ground
 from perceiver_flow_ros.odometry.camera import Camera
@@ -15,9 +14,9 @@ from perceiver_flow_ros.odometry.egomotion import Prior
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
 from perceiver_flow_ros.odometry.inputs import checked, grey
 from perceiver_flow_ros.odometry.motions import Motion
-from perceiver_flow_ros.odometry.samples import Samples, choose
+from perceiver_flow_ros.odometry.samples import choose, Samples
 from perceiver_flow_ros.odometry.settings import Estimate, Reason, Refused, Settings
-from perceiver_flow_ros.odometry.twist import Pose, check_gyro, told
+from perceiver_flow_ros.odometry.twist import check_gyro, Pose, told
 
 SURFACE = 2  # grids between the points of a depth image
 MEMORY = 1.0  # s after which the last motion predicts nothing

@@ -13,9 +13,9 @@ sandwich A^-1 B A^-1 with B from sums over windows of the image (Liang and Zeger
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+import math
 from typing import Any
 
 import numpy as np
@@ -176,7 +176,7 @@ def clustered(block: Block, weighed: Weighed) -> np.ndarray:
     sums: np.ndarray = np.zeros((len(scores), rows + 2 * pad, cells + 2 * pad))
     for total, score in zip(sums, scores):
         counted = np.bincount(block.cells, score, minlength=rows * cells)
-        total[pad : pad + rows, pad : pad + cells] = counted.reshape(rows, cells)
+        total[pad: pad + rows, pad: pad + cells] = counted.reshape(rows, cells)
     for axis in (1, 2):
         ends = np.cumsum(np.insert(sums, 0, 0, axis=axis), axis=axis)
         keep = np.arange(sums.shape[axis] - pad)

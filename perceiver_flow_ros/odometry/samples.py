@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+import math
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.cues import confidence_at
 from perceiver_flow_ros.odometry.robust import CELLS_A_ROW
@@ -114,7 +113,7 @@ def choose(
 
 
 def cells(points: np.ndarray, camera: Camera) -> np.ndarray:
-    """Number the cells of the image that points (2, N) lie in, row by row: (N,) int."""
+    """Give the number (N,) of the cell of the image that each point (2, N) lies in, row by row."""
     size = max(camera.width, camera.height) / CELLS_A_ROW
     x, y = (points / size).astype(int)
     return y * CELLS_A_ROW + np.minimum(x, CELLS_A_ROW - 1)

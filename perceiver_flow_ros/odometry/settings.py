@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 import enum
 import math
-from dataclasses import dataclass, field, fields
 
 import numpy as np
 

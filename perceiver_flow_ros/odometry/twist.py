@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-
 from perceiver_flow_ros.odometry import cues
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.egomotion import CERTAIN, Ego
@@ -20,7 +19,7 @@ from perceiver_flow_ros.odometry.geometry import (
     skew,
     transform,
 )
-from perceiver_flow_ros.odometry.settings import UNKNOWN, Estimate, Reason, Refused
+from perceiver_flow_ros.odometry.settings import Estimate, Reason, Refused, UNKNOWN
 
 SPEED = 1.0  # m/s and rad/s assumed for pairs without an estimate, where none went before
 LOST = 3600.0  # s without an estimate, beyond which a pose is worth no less

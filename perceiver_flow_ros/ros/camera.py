@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import rclpy

@@ -7,10 +7,9 @@ import array
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.ros.conversion import BadImage, MIN_SIDE
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
-
-from perceiver_flow_ros.ros.conversion import BadImage, MIN_SIDE
 
 JPEG_QUALITY = 90
 TAIL = 64  # bytes in which the end marker is looked for: some cameras pad

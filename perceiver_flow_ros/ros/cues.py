@@ -10,9 +10,6 @@ from typing import Any, TYPE_CHECKING
 from geometry_msgs.msg import PointStamped, TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
 import numpy as np
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import Image, Imu, Range
-
 from perceiver_flow_ros.odometry import cues, Reason
 from perceiver_flow_ros.ros import messages
 from perceiver_flow_ros.ros.frames import Frame
@@ -20,6 +17,8 @@ from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.topics import create_input, create_output
 from perceiver_flow_ros.ros.transforms import Tf
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image, Imu, Range
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode

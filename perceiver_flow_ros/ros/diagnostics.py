@@ -14,12 +14,11 @@ from typing import Any, TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 import numpy as np
+from perceiver_flow_ros.ros.notices import Notices
+from perceiver_flow_ros.ros.rates import durations, Rate, resident_memory
 from rclpy.clock import Clock, ClockType
 from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-
-from perceiver_flow_ros.ros.notices import Notices
-from perceiver_flow_ros.ros.rates import durations, Rate, resident_memory
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode

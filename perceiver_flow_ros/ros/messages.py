@@ -13,7 +13,6 @@ import importlib
 from typing import Any
 
 import numpy as np
-
 from perceiver_flow_ros.odometry import Estimate
 from perceiver_flow_ros.odometry.settings import UNKNOWN
 from perceiver_flow_ros.ros.transforms import quaternion_of_turn

@@ -14,9 +14,15 @@ import time
 from typing import Any
 
 import numpy as np
-
 from perceiver_flow_ros.odometry import (
-    Camera, CameraError, cues, Estimate, GyroGap, mean_rate, Odometry, Reason,
+    Camera,
+    CameraError,
+    cues,
+    Estimate,
+    GyroGap,
+    mean_rate,
+    Odometry,
+    Reason,
 )
 from perceiver_flow_ros.odometry.geometry import inverse
 from perceiver_flow_ros.ros.conversion import BadImage, to_depth

@@ -16,6 +16,13 @@ import sys
 import threading
 from typing import Any
 
+from perceiver_flow_ros.flow.estimator import FlowEstimator, load_estimator
+from perceiver_flow_ros.ros import parameters
+from perceiver_flow_ros.ros.diagnostics import Diagnostics
+from perceiver_flow_ros.ros.notices import explain
+from perceiver_flow_ros.ros.parameter_file import to_yaml
+from perceiver_flow_ros.ros.pipeline import Pipeline
+from perceiver_flow_ros.ros.topics import create_input
 from rcl_interfaces.msg import SetParametersResult
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -24,14 +31,6 @@ from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
-
-from perceiver_flow_ros.flow.estimator import FlowEstimator, load_estimator
-from perceiver_flow_ros.ros import parameters
-from perceiver_flow_ros.ros.diagnostics import Diagnostics
-from perceiver_flow_ros.ros.notices import explain
-from perceiver_flow_ros.ros.parameter_file import to_yaml
-from perceiver_flow_ros.ros.pipeline import Pipeline
-from perceiver_flow_ros.ros.topics import create_input
 
 SENSOR_DATA_DEPTH = 5
 STOP_TIMEOUT = 1.5  # s that a running inference is given at exit

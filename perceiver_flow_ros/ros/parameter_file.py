@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The node's parameters in a file: read without ROS, and the config file, made from the table::
+The node's parameters in a file: read without ROS, and the config file, made from the table.
 
     python3 -m perceiver_flow_ros.ros.parameter_file > config/perceiver_flow.yaml
 """
@@ -11,9 +11,8 @@ from pathlib import Path
 import textwrap
 from typing import Any
 
-import yaml
-
 from perceiver_flow_ros.ros.parameters import BY_NAME, defaults, Setting, SETTINGS, Settings
+import yaml
 
 
 def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:

@@ -71,8 +71,8 @@ class Setting:
 SETTINGS = (
     Setting(
         'model', 'lite', reloads=True,
-        description='Which estimator: lite (packaged weights), official (DeepMind\'s checkpoint '
-        'in the local Hugging Face cache), dis (OpenCV\'s DIS, the classical baseline), a path to '
+        description="Which estimator: lite (packaged weights), official (DeepMind's checkpoint "
+        "in the local Hugging Face cache), dis (OpenCV's DIS, the classical baseline), a path to "
         'weights (a folder, .safetensors, pytorch_model.bin) or a Hugging Face id.',
     ),
     Setting(
@@ -87,7 +87,7 @@ SETTINGS = (
     ),
     Setting(
         'quality', 'auto', choices=QUALITIES, reloads=True,
-        description='Speed against accuracy of lite and dis; auto is each one\'s default. On '
+        description="Speed against accuracy of lite and dis; auto is each one's default. On "
         'CUDA lite stops at half (fast) or full resolution and only best is refined. The official '
         'model has one setting.',
     ),
@@ -184,7 +184,7 @@ SETTINGS = (
     ),
     Setting(
         'sync_tolerance', 0.05, low=0.0, high=10.0,
-        description='Seconds by which the stamps of depth and range may differ from the image\'s.',
+        description="Seconds by which the stamps of depth and range may differ from the image's.",
     ),
     Setting(
         'depth_min', 0.1, low=0.0, high=1000.0,

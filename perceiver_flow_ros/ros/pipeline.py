@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CompressedImage, Image, TimeReference
-from std_msgs.msg import Header
-
 from perceiver_flow_ros.flow.color import flow_to_color
 from perceiver_flow_ros.flow.estimator import FlowEstimator
 from perceiver_flow_ros.ros.compressed import decode, encode
@@ -30,6 +27,8 @@ from perceiver_flow_ros.ros.frames import Frame, why_no_pair, Worker
 from perceiver_flow_ros.ros.notices import explain
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.topics import create_output
+from sensor_msgs.msg import CompressedImage, Image, TimeReference
+from std_msgs.msg import Header
 
 if TYPE_CHECKING:
     from perceiver_flow_ros.ros.node import FlowNode
@@ -94,8 +93,8 @@ class Pipeline:
     def stop(self, timeout: float) -> bool:
         """End the threads; tell whether each did within `timeout` seconds."""
         end = time.monotonic() + timeout  # of both together: a process has 2 s to end
-        threads = self.worker, self.painter
-        return all([thread.stop(max(end - time.monotonic(), 0.0)) for thread in threads])
+        ended = [t.stop(max(end - time.monotonic(), 0.0)) for t in (self.worker, self.painter)]
+        return all(ended)
 
     # In the worker's thread
 

@@ -13,17 +13,17 @@ every flow whose `flow`, `flow/previous` and `flow/color` have come is printed, 
 
 from __future__ import annotations
 
+from collections import Counter
 import pickle
 import struct
 import sys
 import time
-from collections import Counter
 from typing import BinaryIO
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
+import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile

@@ -35,7 +35,7 @@ class Stamped:
         """Give the item, and its stamp, that is nearest in time."""
         with self._lock:
             i = bisect_left(self._items, stamp, key=_stamp)
-            around = self._items[max(i - 1, 0) : i + 1]
+            around = self._items[max(i - 1, 0): i + 1]
             return min(around, key=lambda item: abs(item[0] - stamp)) if around else None
 
     def valid_at(self, stamp: float) -> Any | None:
@@ -48,7 +48,7 @@ class Stamped:
         """Give all within a time, and one on either side."""
         with self._lock:
             low, high = (bisect_left(self._items, t, key=_stamp) for t in (start, end))
-            return self._items[max(low - 1, 0) : high + 1]
+            return self._items[max(low - 1, 0): high + 1]
 
 
 def _stamp(item: tuple[float, Any]) -> float:

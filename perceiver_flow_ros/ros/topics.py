@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.event_handler import (
-    PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError,
+    PublisherEventCallbacks,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
 )
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import qos_policy_name_from_kind, QoSPolicyKind, QoSProfile, ReliabilityPolicy

@@ -8,7 +8,6 @@ import math
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
-
 from perceiver_flow_ros.odometry.geometry import inverse, transform
 
 if TYPE_CHECKING:

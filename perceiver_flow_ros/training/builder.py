@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.training.scene import Scene
 from perceiver_flow_ros.training.surfaces import Face, Material, Sphere
 
@@ -80,7 +79,7 @@ class Builder:
         self._spheres.append(Sphere(centre, radius, material))
 
     def body(self, motion: Callable[[float], np.ndarray]) -> int:
-        """Add a moving body (seconds -> T_world_body); give its number."""
+        """Add a body that moves, seconds -> T_world_body; give its number."""
         self._motions.append(motion)
         return len(self._motions)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.training.materials import Colour, finish, fractal, plain, rgb
 
 
@@ -16,7 +15,7 @@ def bricks(
     course: int = 12,
     length: int = 34,
 ) -> np.ndarray:
-    """Running bond, float32; one shade a brick."""
+    """Lay a running bond, float32; one shade a brick."""
     h, w = size
     y, x = np.mgrid[:h, :w]
     row = y // course
@@ -95,7 +94,7 @@ def _glass(
     elif kind < 0.63:  # a lamp inside
         pane += rgb((120, 92, 44)) * rng.uniform(0.5, 1.0)
     oy, ox = rng.integers(0, reflection.shape[0] - h), rng.integers(0, reflection.shape[1] - w)
-    pane += 17 * reflection[oy : oy + h, ox : ox + w, None]
+    pane += 17 * reflection[oy: oy + h, ox: ox + w, None]
     image[y0:y1, x0:x1] = pane
 
 
@@ -111,10 +110,10 @@ def _window(
     panes: int,
 ) -> None:
     """Draw a window in its reveal: surround, frame, panes, sill and the shadows they throw."""
-    image[y - 6 : y + h + 6, x - 6 : x + w + 6] *= 1.13
-    image[y : y + h, x : x + w] = frame
-    image[y : y + 4, x : x + w] *= 0.45
-    image[y : y + h, x : x + 3] *= 0.55
+    image[y - 6: y + h + 6, x - 6: x + w + 6] *= 1.13
+    image[y: y + h, x: x + w] = frame
+    image[y: y + 4, x: x + w] *= 0.45
+    image[y: y + h, x: x + 3] *= 0.55
     edge = 5
     step = (w - edge) / panes
     top = int(h * 0.3)
@@ -122,8 +121,8 @@ def _window(
         x0, x1 = int(x + edge + k * step), int(x + (k + 1) * step)
         _glass(image, rng, x0, y + edge + 2, x1, y + top, reflection)
         _glass(image, rng, x0, y + top + 4, x1, y + h - edge, reflection)
-    image[y + h : y + h + 7, x - 9 : x + w + 9] = rgb(frame) * 0.95
-    image[y + h + 7 : y + h + 18, x - 7 : x + w + 9] *= np.linspace(0.55, 1, 11, dtype=np.float32)[
+    image[y + h: y + h + 7, x - 9: x + w + 9] = rgb(frame) * 0.95
+    image[y + h + 7: y + h + 18, x - 7: x + w + 9] *= np.linspace(0.55, 1, 11, dtype=np.float32)[
         :, None, None
     ]
 
@@ -139,24 +138,24 @@ def _shop(
 ) -> None:
     """Draw a shop front: sign with lettering, striped awning, display window, door."""
     colour = rgb(AWNINGS[rng.integers(len(AWNINGS))])
-    image[y : y + h, x : x + w] = colour * 0.5
+    image[y: y + h, x: x + w] = colour * 0.5
     sign = int(h * 0.17)
-    image[y + 4 : y + sign, x + 4 : x + w - 4] = colour * 0.9
+    image[y + 4: y + sign, x + 4: x + w - 4] = colour * 0.9
     at = x + 24
     while at < x + w - 40:  # glyph-like strokes
         width = int(rng.integers(6, 18))
         if rng.random() < 0.85:
             top = y + 12 + int(rng.integers(0, 10))
-            image[top : y + sign - 10, at : at + width] = 238
+            image[top: y + sign - 10, at: at + width] = 238
             if width > 9:
                 image[
-                    top + 7 : top + 13, at + 4 : at + width - (4 if rng.random() < 0.5 else 0)
+                    top + 7: top + 13, at + 4: at + width - (4 if rng.random() < 0.5 else 0)
                 ] = colour * 0.9
         at += width + 5
     awning = int(h * 0.13)
     stripe = (np.arange(w) // 18 % 2)[None, :, None]
-    image[y + sign : y + sign + awning, x : x + w] = np.where(stripe, rgb((236, 232, 224)), colour)
-    image[y + sign : y + sign + awning, x : x + w] *= np.linspace(
+    image[y + sign: y + sign + awning, x: x + w] = np.where(stripe, rgb((236, 232, 224)), colour)
+    image[y + sign: y + sign + awning, x: x + w] *= np.linspace(
         1.05, 0.8, awning, dtype=np.float32
     )[:, None, None]
     top = y + sign + awning
@@ -166,7 +165,7 @@ def _shop(
         (x + door + 12, x + door + 80),
     ):
         _glass(image, rng, x0, top + 14, x1, y + h - (34 if x1 - x0 > 70 else 6), reflection)
-        image[top : top + 14, x0:x1] *= 0.4
+        image[top: top + 14, x0:x1] *= 0.4
     x0, x1 = (x + 10, x + w - 100) if door else (x + 100, x + w - 10)
     for _ in range(14):  # goods on display
         gx, gw, gh = (
@@ -174,7 +173,7 @@ def _shop(
             int(rng.integers(10, 36)),
             int(rng.integers(14, 64)),
         )
-        image[y + h - 36 - gh : y + h - 36, gx : gx + gw] = rng.uniform(50, 235, 3)
+        image[y + h - 36 - gh: y + h - 36, gx: gx + gw] = rng.uniform(50, 235, 3)
 
 
 def facade(
@@ -212,8 +211,8 @@ def facade(
             )
         if rng.random() < 0.6:  # a string course
             line = size[0] - ground - floor * storey
-            image[line - 9 : line] = rgb(paint) * 0.35 + 150
-            image[line : line + 7] *= 0.6
+            image[line - 9: line] = rgb(paint) * 0.35 + 150
+            image[line: line + 7] *= 0.6
     if not shops:  # a door, and windows beside it
         door = int(rng.integers(columns))
         for column in range(columns):
@@ -221,9 +220,9 @@ def facade(
             if column != door:
                 _window(image, rng, x, y, w, int(1.7 * scale), frame, reflection, panes)
                 continue
-            image[y - 12 :, x - 12 : x + w + 12] = rgb(paint) * 0.3 + 140
-            image[y:, x : x + w] = rgb(AWNINGS[rng.integers(len(AWNINGS))]) * 0.8
-            image[y : y + 6, x : x + w] *= 0.4
+            image[y - 12:, x - 12: x + w + 12] = rgb(paint) * 0.3 + 140
+            image[y:, x: x + w] = rgb(AWNINGS[rng.integers(len(AWNINGS))]) * 0.8
+            image[y: y + 6, x: x + w] *= 0.4
             for k in range(4):
                 top = y + 24 + k * 56
                 cv2.rectangle(image, (x + 12, top), (x + w - 12, top + 38), (24.0, 24.0, 26.0), 3)
@@ -241,8 +240,8 @@ def facade(
             )
     cornice = int(0.45 * scale)
     image[:cornice] = rgb(paint) * 0.4 + 132
-    image[cornice // 2 : cornice // 2 + 4] *= 0.7
-    image[cornice : cornice + 14] *= np.linspace(0.5, 1, 14, dtype=np.float32)[:, None, None]
+    image[cornice // 2: cornice // 2 + 4] *= 0.7
+    image[cornice: cornice + 14] *= np.linspace(0.5, 1, 14, dtype=np.float32)[:, None, None]
     soot = np.linspace(1.02, 0.9, size[0], dtype=np.float32)[:, None] * (
         1 + 0.05 * fractal(size, rng, 1.5)
     )

@@ -10,13 +10,12 @@ import os
 from pathlib import Path
 import time
 
-import torch
-from torch import distributed, Tensor
-from torch.nn import functional as F
-
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 from perceiver_flow_ros.training.textures import Textures
+import torch
+from torch import distributed, Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def asphalt(rng: np.random.Generator, size: int = 1024) -> np.ndarray:
     for _ in range(3):  # patches, with a dark seam
         x, y = rng.integers(0, size - 300, 2)
         w, h = rng.integers(90, 280, 2)
-        grey[y : y + h, x : x + w] -= rng.uniform(8, 24)
+        grey[y: y + h, x: x + w] -= rng.uniform(8, 24)
         cv2.rectangle(grey, (int(x), int(y)), (int(x + w), int(y + h)), (62, 62, 62), 3)
     crack = np.abs(fractal((size, size), rng, 1.5)) < 0.013
     crack &= fractal((size, size), rng, 1.6) > 0.6
@@ -161,9 +161,9 @@ def car(rng: np.random.Generator, colour: Colour) -> dict[str, np.ndarray]:
     side[96:104] *= 1.25
     side[218:] = (44, 44, 46)
     for x in (330, 560, 760):  # door seams and handles
-        side[6:214, x : x + 4] *= 0.45
+        side[6:214, x: x + 4] *= 0.45
     for x in (500, 700):
-        side[60:70, x : x + 40] = (200, 200, 204)
+        side[60:70, x: x + 40] = (200, 200, 204)
     for x in (190, 826):  # wheel arches
         cv2.circle(side, (x, 236), 96, (22, 22, 24), -1)
     side[50:84, :34] = (190, 40, 36)
@@ -174,14 +174,14 @@ def car(rng: np.random.Generator, colour: Colour) -> dict[str, np.ndarray]:
         end[176:] = (48, 48, 50)
         end[124:162, 186:326] = (232, 230, 214)  # number plate
         for k in range(6):
-            end[132:154, 200 + 19 * k : 212 + 19 * k] = (34, 34, 44)
+            end[132:154, 200 + 19 * k: 212 + 19 * k] = (34, 34, 44)
         for x in (14, 408):
-            end[40:112, x : x + 90] = lamp
-            end[62:84, x + 10 : x + 80] = inner
+            end[40:112, x: x + 90] = lamp
+            end[62:84, x + 10: x + 80] = inner
         ends.append(end)
     tail, nose = ends
     for y in range(48, 108, 12):  # radiator grille
-        nose[y : y + 7, 124:388] = (34, 34, 36)
+        nose[y: y + 7, 124:388] = (34, 34, 36)
     glass = (
         plain((256, 512), (52, 66, 78))
         * np.linspace(1.7, 0.8, 256, dtype=np.float32)[:, None, None]

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.training import materials
-from perceiver_flow_ros.training.builder import Builder, box, flat, moved, polygon, wall
+from perceiver_flow_ros.training.builder import box, Builder, flat, moved, polygon, wall
 from perceiver_flow_ros.training.surfaces import Face
 
 CAR_COLOURS = {

@@ -10,23 +10,22 @@ The world is x forward, y left, z up (REP-103); cameras are optical, z forward, 
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+import itertools
+import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-
 from perceiver_flow_ros.training.surfaces import (
     Camera,
     Face,
+    look_up,
     Material,
     Packed,
     Sphere,
     Surfaces,
-    look_up,
 )
 
 SUPERSAMPLE = 2  # samples of colour per pixel and axis

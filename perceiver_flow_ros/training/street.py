@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import numpy as np
-
 from perceiver_flow_ros.training import materials
-from perceiver_flow_ros.training.builder import Builder, box, flat, polygon, wall
-from perceiver_flow_ros.training.facades import PAINTS, WALLS, facade
+from perceiver_flow_ros.training.builder import box, Builder, flat, polygon, wall
+from perceiver_flow_ros.training.facades import facade, PAINTS, WALLS
 from perceiver_flow_ros.training.props import CAR_COLOURS, lamp, moving_car, parked_car, tree
 from perceiver_flow_ros.training.scene import Scene
 

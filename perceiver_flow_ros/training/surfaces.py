@@ -9,8 +9,8 @@ few additions a pixel, and depth is exact.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+import math
 from typing import NamedTuple
 
 import cv2
@@ -93,7 +93,7 @@ class Material:
             level = row
             for x in left[:-1]:
                 tile = cv2.copyMakeBorder(level, 1, 1, 1, 1, border)
-                self.atlas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+                self.atlas[y: y + tile.shape[0], x: x + tile.shape[1]] = tile
                 level = _halve(level, axis=1)
             row = _halve(row, axis=0)
 
@@ -243,7 +243,7 @@ class Surfaces:
         for i in np.flatnonzero(tops < bottoms):
             # A row meets a convex face in one interval: edges bound it from the left or the right.
             a, b, c = self.edges[i][:, :, None]
-            bound = (b * y[tops[i] : bottoms[i]] + c) / a
+            bound = (b * y[tops[i]: bottoms[i]] + c) / a
             low = np.fmax.reduce(np.where(a < 0, bound, -np.inf), axis=0)
             high = np.fmin.reduce(np.where(a < 0, np.inf, bound), axis=0)
             low = x.searchsorted(low).astype(np.int32)

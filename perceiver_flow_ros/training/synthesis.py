@@ -8,11 +8,10 @@ is f exactly, occlusions included, and nothing has to be inverted.
 """
 from dataclasses import dataclass
 
+from perceiver_flow_ros.training.textures import Textures
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from perceiver_flow_ros.training.textures import Textures
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     deform = torch.minimum(scale * share(), torch.full_like(scale, 0.3 * size))
     matrix = torch.randn(count, 2, 2, device=device) * 0.5
     rotation = torch.randn(count, 1, 1, device=device) * torch.tensor([[0., -1.], [1., 0.]],
-                                                                     device=device)
+                                                                      device=device)
     zoom = torch.randn(count, 1, 1, device=device) * torch.eye(2, device=device)
     kind = torch.rand(count, 3, 1, 1, device=device)
     matrix = matrix * kind[:, 0:1, 0] + rotation * kind[:, 1:2, 0] + zoom * kind[:, 2:3, 0]
@@ -148,7 +147,7 @@ def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def make_pairs(count: int, height: int, width: int, textures: Textures,
                motion: Motion = Motion()) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch of synthetic pairs from torch's global random state.
+    """Make a batch of synthetic pairs from torch's global random state.
 
     Returns
     -------
