@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from perceiver_flow_ros.model import lite  # noqa: E402
+from perceiver_flow_ros.model import evidence, lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
 
@@ -28,18 +28,18 @@ def shifted(u: int, v: int, height: int = 96, width: int = 128):
 
 
 def contrasts(u: int, v: int) -> list:
-    return [lite.local_contrast(frame) for frame in lite.normalise(*shifted(u, v))]
+    return [evidence.local_contrast(frame) for frame in lite.normalise(*shifted(u, v))]
 
 
 @pytest.mark.parametrize('u, v', [(3, -2), (-4, 1), (0, 0)])
 def test_best_match_finds_the_shift(u, v):
-    cost = lite.matching_cost(*(c.mean(1, keepdim=True) for c in contrasts(u, v)), radius=4)
-    found = lite.best_match(cost, radius=4)[0, :, 3:-3, 3:-3]
+    cost = evidence.matching_cost(*(c.mean(1, keepdim=True) for c in contrasts(u, v)), radius=4)
+    found = evidence.best_match(cost, radius=4)[0, :, 3:-3, 3:-3]
     assert torch.allclose(found.median(1)[0].median(1)[0], torch.tensor([u, v]).float(), atol=0.3)
 
 
 def test_lucas_kanade_has_the_sign_of_the_motion():
-    gradient = lite.lucas_kanade(*contrasts(1, -1))[0, :4, 3:-3, 3:-3]
+    gradient = evidence.lucas_kanade(*contrasts(1, -1))[0, :4, 3:-3, 3:-3]
     for u in gradient.flatten(1).median(1)[0].split(2):  # the small window, the large one
         assert torch.allclose(u, torch.tensor([1., -1.]), atol=0.4)
 

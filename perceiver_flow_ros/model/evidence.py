@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two frames of a level say of their motion by themselves, without anything learned.
+
+The cost of small displacements (as in PWC-Net, https://arxiv.org/abs/1709.02371, here of the
+pixels themselves) and the least-squares motion of Lucas and Kanade, a token of 4x4 pixels each.
+"""
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TOKEN = 4   # pixels of the level per token and axis
+
+
+def local_contrast(frame: Tensor) -> Tensor:
+    """Channels less their mean over 9x9 pixels: a change of exposure is not motion."""
+    return frame - box_sum(frame) / box_sum(torch.ones_like(frame[:1, :1]))
+
+
+def box_sum(x: Tensor) -> Tensor:
+    """Sum over 9x9 pixels, of what lies inside, in eight additions: 2, 4, 8, 9 to an axis."""
+    for axis, padding in ((-1, (4, 4)), (-2, (0, 0, 4, 4))):
+        padded = F.pad(x, padding)
+        total = padded
+        for step in (1, 2, 4):
+            n = total.shape[axis] - step
+            total = total.narrow(axis, 0, n) + total.narrow(axis, step, n)
+        n = x.shape[axis]
+        x = total.narrow(axis, 0, n) + padded.narrow(axis, 8, n)
+    return x
+
+
+def window_mean(x: Tensor, size: int) -> Tensor:
+    """Mean over ``size`` x ``size`` tokens, of what lies inside."""
+    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+
+
+def matching_cost(first: Tensor, second: Tensor, radius: int) -> Tensor:
+    """How badly each displacement explains a token's surroundings, 1 on average.
+
+    Mean absolute difference of local contrast (B, 1, h, w), grey, over 3x3 tokens, divided by its
+    mean over all displacements (dy, dx) of up to ``radius`` pixels: (B, (2r+1)^2, h/4, w/4).
+    """
+    h, w = first.shape[-2:]
+    size = 2 * radius + 1
+    second = F.pad(second, (radius,) * 4, mode='replicate')[:, 0]
+    rows = []
+    for y in range(size):
+        shifted = second[:, y:y + h].unfold(2, w, 1).transpose(1, 2)  # (B, 2r+1, h, w), a view
+        difference = (first - shifted).abs_().clamp_(max=1)
+        rows.append(F.avg_pool2d(difference, TOKEN))
+    cost = window_mean(torch.cat(rows, 1), 3)
+    return cost / (cost.mean(1, keepdim=True) + 0.02)
+
+
+def displacements(radius: int, device: torch.device) -> Tensor:
+    """(u, v) of every channel of the cost volume, (2, (2r+1)^2)."""
+    line = torch.arange(-radius, radius + 1., device=device)
+    return torch.stack(torch.meshgrid(line, line, indexing='ij')[::-1]).flatten(1)
+
+
+def best_match(cost: Tensor, radius: int, price: float = 0.03, sharpness: float = 40.) -> Tensor:
+    """Give the expected displacement (B, 2, h, w), pixels, under a softmin of the cost.
+
+    Distance costs ``price`` a pixel, so that where nothing can be seen nothing moves.
+    """
+    moves = displacements(radius, cost.device)
+    likely = (-(cost + price * moves.norm(dim=0).view(1, -1, 1, 1)) * sharpness).softmax(1)
+    return torch.einsum('bkhw,ck->bchw', likely, moves)
+
+
+def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
+    """Least-squares motion of every token's surroundings, the classical answer for small motion.
+
+    The normal equations G u = -b of Lucas and Kanade (1981), with G and b summed over a token and
+    its 3x3, and its 7x7, neighbours. Local contrast (B, 3, h, w) -> (B, 8, h/4, w/4): for both
+    windows u in pixels (2 channels), then for both the logarithms of G's determinant and trace.
+    """
+    mean = F.pad((first + second) / 2, (1, 1, 1, 1), mode='replicate')
+    dx = (mean[:, :, 1:-1, 2:] - mean[:, :, 1:-1, :-2]) / 2
+    dy = (mean[:, :, 2:, 1:-1] - mean[:, :, :-2, 1:-1]) / 2
+    dt = second - first
+    products = torch.stack([dx * dx, dx * dy, dy * dy, dx * dt, dy * dt], 1).mean(2)
+    products = F.avg_pool2d(products, TOKEN)
+    flows, logs = [], []
+    for window in (3, 7):
+        local = window_mean(products, window)
+        xx, xy, yy, xt, yt = local.float().unbind(1)
+        xx, yy = xx + 1e-3, yy + 1e-3       # noise: no texture, no motion
+        determinant = xx * yy - xy * xy
+        u = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / determinant[:, None]
+        flows.append(u.clamp(-TOKEN, TOKEN))
+        logs.append(torch.stack([determinant, xx + yy], 1).log() / 4)
+    return torch.cat(flows + logs, 1)
+
+
+def median(flow: Tensor) -> Tensor:
+    """Median of 3x3 tokens, each component by itself: outliers go, edges stay."""
+    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
+    return neighbours.view(len(flow), 2, 9, *flow.shape[-2:]).median(2)[0]
