@@ -127,7 +127,7 @@ def trajectory(motions: list[Motion], title: str, subtitle: str) -> np.ndarray:
     scale = min((WIDTH - 2 * MARGIN) / size[0], 500 / size[1])  # one for both axes
     height = max(round(size[1] * scale) + 2 * MARGIN, 90)
     top = MARGIN + 78
-    shape = top + height + 2 * GAP + 34 + STRIP + MARGIN, WIDTH + 2 * MARGIN, 3
+    shape = top + height + 2 * GAP + 34 + STRIP + 24 + MARGIN, WIDTH + 2 * MARGIN, 3
     canvas = np.full(shape, BACKGROUND, np.uint8)
     write(canvas, title, (MARGIN, MARGIN + 26), 30, INK, weight=2)
     write(canvas, subtitle, (MARGIN, MARGIN + 60), 19, FAINT)
@@ -139,7 +139,7 @@ def trajectory(motions: list[Motion], title: str, subtitle: str) -> np.ndarray:
     _legend(canvas, (WIDTH - 330, top + 4))
 
     top += height + 2 * GAP
-    write(canvas, 'speed', (MARGIN, top + 16), 18, INK)
+    write(canvas, 'speed over time', (MARGIN, top + 16), 18, INK)
     top += 34
     times = np.array([m.time for m in motions])
     speeds = [
@@ -156,6 +156,8 @@ def trajectory(motions: list[Motion], title: str, subtitle: str) -> np.ndarray:
     for speed, colour, weight in zip(speeds, (TRUE, FOUND), WEIGHTS):
         points = np.stack([x, top + STRIP - speed / most * STRIP], axis=1)
         _curve(canvas, points, colour, weight)
+    for time, at in ((times[0], x[0]), (times[-1], x[-1])):
+        write(canvas, f'{time:.1f} s', (round(at) - 18, top + STRIP + 26), 15, FAINT)
     return canvas
 
 
