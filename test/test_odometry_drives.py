@@ -20,7 +20,7 @@ from odometry_rig import (
     wall,
     with_mover,
 )
-from perceiver_flow_ros.odometry import cues, Odometry, Settings
+from perceiver_flow_ros.odometry import cues, depth, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
 from perceiver_flow_ros.training.scene import exact_flow, look
 import pytest
@@ -115,6 +115,20 @@ def test_signs_in_the_base_frame(axis):
         np.testing.assert_allclose(estimate.base_direction, np.eye(3)[axis], atol=5e-3)
     eigenvalues = np.linalg.eigvalsh(estimate.base_twist_covariance)
     assert (eigenvalues > 0).all() and np.isfinite(eigenvalues).all()
+
+
+def test_random_sets_of_points_are_tried_only_where_nothing_else_explains_the_flow(
+    drives, monkeypatch
+):
+    tried = []
+    points = depth.three_points
+    monkeypatch.setattr(depth, 'three_points', lambda *a: tried.append(a) or points(*a))
+    (estimate, _), *_ = run(drives['forward'], Settings(scale='depth'), change=noisy, depth=True)
+    assert estimate.valid and not tried
+    # No residual is small enough now.
+    monkeypatch.setattr(depth, 'THRESHOLD', 0.0)
+    run(drives['forward'][:2], Settings(scale='depth'), depth=True)
+    assert tried
 
 
 def test_the_camera_alone_is_the_base_without_extrinsics(drives):

@@ -76,8 +76,8 @@ class Weighed:
         """J^T W J (p, p) and J^T W r (p,), in units of the scale."""
         p = len(self.linear.jacobian)
         a, b = np.zeros((p, p)), np.zeros(p)
-        # One row of residuals after the other: products of this size do not wake BLAS's threads,
-        # which would go on waiting for more, and take a core from the next inference.
+        # One row of residuals after the other: with samples on the default grid such a product
+        # does not wake BLAS's threads, which would go on waiting and take a core from others.
         for j, r in zip(self.linear.jacobian.swapaxes(0, 1), self.linear.residual):
             heavy = j * (self.weights / self.scale**2)
             a += heavy @ j.T
