@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 CAMERA = {'image': '/camera/image_raw', 'camera_info': '/camera/camera_info'}
 OUTPUTS = ('flow', 'flow/previous', 'flow/color', 'twist', 'odometry')
 NODE = {name: f'/perceiver_flow/{name}' for name in OUTPUTS}
+TERMINATED = 'SIGTERM'  # beside the names of the children
 SHORTEST_WAIT = 5.0  # seconds for the last flow, and for a process to end
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
@@ -69,7 +70,8 @@ class Processes:
     def __init__(self, folder: Path, domain: int) -> None:
         self._folder = folder
         self._children: dict[str, subprocess.Popen] = {}
-        self._lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
+        # Unlike a Queue it takes a line from a signal handler, too.
+        self._lines: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
         self.environment = {
             **os.environ,
             'ROS_DOMAIN_ID': str(domain),
@@ -89,8 +91,13 @@ class Processes:
         """Let a SIGTERM to this process run the clean-up, too."""
         self._handler = None
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            self._handler = signal.signal(signal.SIGTERM, self._terminate)
         return self
+
+    def _terminate(self, *_: object) -> None:
+        # Python drops what is raised while it forks: then `next_line` finds this line.
+        self._lines.put((TERMINATED, None))
+        sys.exit(143)
 
     def __exit__(self, *_: object) -> None:
         """Stop all children."""
@@ -128,9 +135,12 @@ class Processes:
 
         """
         try:
-            return self._lines.get(timeout=max(timeout, 0))
+            name, line = self._lines.get(timeout=max(timeout, 0))
         except queue.Empty:
             raise TimeoutError from None
+        if name == TERMINATED:
+            sys.exit(143)
+        return name, line
 
     def stop(self, name: str) -> int:
         """Ask a child to end, insist if it does not; give its exit code."""
