@@ -5,10 +5,11 @@ import threading
 
 import numpy as np
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
-from perceiver_flow_ros.model import folded
-from perceiver_flow_ros.model.folded import FoldedNetwork, self_attend
+from perceiver_flow_ros.model import folded, processor
+from perceiver_flow_ros.model.folded import FoldedNetwork
 from perceiver_flow_ros.model.parallel import parallel
 from perceiver_flow_ros.model.perceiver import Layer
+from perceiver_flow_ros.model.processor import Processor
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,7 +83,9 @@ def test_sparse_is_dense_at_those_pixels(network, frames, truth, stride):
 
 def test_work_is_what_is_asked_for(network, frames, monkeypatch, one_thread):
     """Counted: folding saves a third at this size (58 % at full size), a stride the decoding."""
-    monkeypatch.setattr(folded, 'parallel', lambda task, items, device: list(map(task, items)))
+    for module in (folded, processor):
+        monkeypatch.setattr(module, 'parallel',
+                            lambda task, items, device: list(map(task, items)))
 
     def product(_, a, b, *__, **___):
         return 2 * a[0] * a[1] * b[1]
@@ -133,7 +136,7 @@ def test_self_attention_is_the_layer():
     torch.manual_seed(0)
     layer = Layer(64, qk_channels=64, v_channels=64, heads=4).requires_grad_(False)
     z = torch.randn(2, 300, 64)
-    torch.testing.assert_close(self_attend(layer, z), layer(z), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Processor(layer)(z), layer(z), rtol=1e-4, atol=1e-4)
 
 
 def test_parallel_is_map_and_leaves_threads_alone():

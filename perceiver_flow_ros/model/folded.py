@@ -19,6 +19,7 @@ scores, so constants vanish (encoder) or are chosen so that nothing overflows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 import math
 from typing import cast
 
@@ -32,6 +33,7 @@ from perceiver_flow_ros.model.official import (
 )
 from perceiver_flow_ros.model.parallel import parallel
 from perceiver_flow_ros.model.perceiver import Decoder, Layer
+from perceiver_flow_ros.model.processor import Processor
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -41,7 +43,8 @@ ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the 
 LOG2E = math.log2(math.e)
 HEADROOM = 30.          # a sample of the scores is shifted this far below 0; exp2 overflows at 128
 SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
-BLOCK = 128             # latents worked on at a time
+BLOCK = 256             # latents that read at a time
+QUERIES = 8             # answered one after the other, in the same memory
 
 Queries = Sequence[tuple[int, slice | Tensor]]      # (row, its columns) of the pixels to decode
 
@@ -162,33 +165,6 @@ class Reader(nn.Module):
         return mean
 
 
-def self_attend(layer: Layer, z: Tensor) -> Tensor:
-    """``layer(z)``, (B, L, D) -> (B, L, D), in parallel over the latents and over the heads."""
-    attention = layer.attention
-    projections = attention.query, attention.key, attention.value
-    q, k, v, attended, out = (torch.empty_like(z) for _ in range(5))
-    blocks = [slice(i, i + BLOCK) for i in range(0, z.shape[1], BLOCK)]
-    size = z.shape[-1] // attention.heads
-    heads = [slice(i, i + size) for i in range(0, z.shape[-1], size)]
-
-    def project(block: slice) -> None:
-        x = attention.layernorm1(z[:, block])
-        for projected, projection in zip((q, k, v), projections, strict=True):
-            projected[:, block] = projection(x)
-
-    def attend(channels: slice) -> None:
-        asking, keys, values = (x[:, None, :, channels] for x in (q, k, v))
-        attended[..., channels] = F.scaled_dot_product_attention(asking, keys, values)[:, 0]
-
-    def rest(block: slice) -> None:
-        x = z[:, block] + attention.output(attended[:, block])
-        out[:, block] = x + layer.mlp(layer.layernorm(x))
-
-    for task, items in ((project, blocks), (attend, heads), (rest, blocks)):
-        parallel(task, items, z.device)
-    return out
-
-
 class Writer(nn.Module):
     """Decoder: pixels that ask all latents, each on its own. `queries` says which pixels."""
 
@@ -222,16 +198,22 @@ class Writer(nn.Module):
         constant = keys[:, -1:].T
         value = F.pad(self.attention.output(self.attention.value(z)), (0, -TOKEN % 16))
 
-        def answer(query: tuple[int, slice | Tensor]) -> Tensor:
-            y, x = query
+        def answer(some: Queries) -> list[Tensor]:
+            widest = max(len(columns[x]) for _, x in some)
+            buffer = pixels.new_empty(widest, len(z))        # once: a new one is memory to clear
+            return [flow(y, x, buffer) for y, x in some]
+
+        def flow(y: int, x: slice | Tensor, buffer: Tensor) -> Tensor:
             asking = pixels[y, x]                                            # (n, 66)
             weight = torch.cat([content, rows[y, None], constant])          # [g_f; A(y); c]
-            scores = torch.mul(columns[x], asking[:, R, None]).addmm_(asking, weight)
+            scores = torch.mul(columns[x], asking[:, R, None], out=buffer[:len(asking)])
+            scores.addmm_(asking, weight)
             o = (torch.softmax(scores, 1, out=scores) @ value)[:, :TOKEN]
             hidden = F.gelu(self.dense(self.layernorm(o)))
             return F.linear(o, self.flow, self.bias) + F.linear(hidden, self.hidden_flow)
 
-        return parallel(answer, queries, pixels.device)
+        some = [queries[i:i + QUERIES] for i in range(0, len(queries), QUERIES)]
+        return list(chain.from_iterable(parallel(answer, some, pixels.device)))
 
 
 class FoldedNetwork(nn.Module):
@@ -249,7 +231,9 @@ class FoldedNetwork(nn.Module):
         positions = network.positions
         self.preprocess = Preprocessor(network.content, positions)
         self.read = Reader(network.latents, network.encoder.cross_attention, positions)
-        self.layers = network.encoder.self_attends.to(precision)
+        self.layers = nn.ModuleList(Processor(layer) for layer in
+                                    cast(Iterable[Layer], network.encoder.self_attends))
+        self.layers.to(precision)
         self.precision = precision
         self.write = Writer(network.decoder, positions)
 
@@ -258,8 +242,8 @@ class FoldedNetwork(nn.Module):
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> pixels (B, H, W, 66), latents (B, L, D)."""
         pixels = self.preprocess(frames)
         z = torch.stack([self.read(tile) for tile in pixels]).to(self.precision)
-        for layer in cast(Iterable[Layer], self.layers):
-            z = self_attend(layer, z) if z.device.type == 'cpu' else layer(z)
+        for layer in self.layers:
+            z = layer(z)
         return pixels, z.float()
 
     @torch.inference_mode()
