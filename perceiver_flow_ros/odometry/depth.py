@@ -34,7 +34,7 @@ ENOUGH = 100  # points of the surface
 OUTSIDE = 1e6
 LIKELY = 6.25  # chi^2 with 3 degrees of freedom, 90 %
 FLOW = 0.2  # px of noise that flow has by itself
-CONTRADICTED = 1.5  # growth of the flow's residual that shows that the depth images do not fit
+CONTRADICTED = 2.0  # growth of the flow's residual that shows that the depth images do not fit
 
 
 def metres(depth: np.ndarray, camera: Camera, settings: Settings) -> np.ndarray:
