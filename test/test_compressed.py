@@ -85,6 +85,7 @@ def test_damaged_data_are_refused_with_the_reason(what, text):
     assert text in str(refused.value)
 
 
+@pytest.mark.slow
 def test_fuzzed_data_end_in_a_frame_or_in_a_reason():
     random = np.random.default_rng(0)
     sources = [compressed(RGB, kind).data.tobytes() for kind in ('jpg', 'png')]

@@ -11,6 +11,7 @@ import numpy as np
 from perceiver_flow_ros.flow.files import write_image
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 ROOM = 65536  # bytes that a file may have
 

@@ -12,6 +12,7 @@ import pytest
 from ros_images import image_message, picture
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
 GROWTH = 20  # MB that the bar of the soak allows, and hence these
 
 
@@ -29,7 +30,6 @@ def faults(tmp_path):
         rig.close()
 
 
-@pytest.mark.slow
 def test_a_camera_killed_in_mid_frame_and_restarted(faults):
     rig = faults()
     rig.good()
@@ -70,7 +70,6 @@ def malformed(random):
     return message
 
 
-@pytest.mark.slow
 def test_ten_thousand_malformed_images(faults):
     rig = faults(**EVERY)
     rig.good()
@@ -132,7 +131,6 @@ def test_stamps_that_go_backward(faults):
     rig.end()
 
 
-@pytest.mark.slow
 def test_a_reader_that_never_reads(faults):
     rig = faults()
     rig.good()
@@ -160,7 +158,6 @@ CHANGES = [  # and whether they are accepted
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_hundred_parameter_changes_under_load(faults):
     rig = faults()
     rig.good()
@@ -202,7 +199,6 @@ def test_the_model_file_is_deleted_while_it_is_used(faults, tmp_path):
     rig.end()
 
 
-@pytest.mark.slow
 def test_fifty_deactivations_under_load(faults):
     rig = faults()
     rig.good()
@@ -225,7 +221,7 @@ def test_fifty_deactivations_under_load(faults):
 
 
 @pytest.mark.parametrize(
-    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    'number', [signal.SIGTERM, signal.SIGINT]
 )
 def test_a_signal_while_flows_are_computed(faults, number):
     rig = faults()
@@ -235,7 +231,6 @@ def test_a_signal_while_flows_are_computed(faults, number):
     rig.end(number)
 
 
-@pytest.mark.slow
 def test_two_nodes_of_one_name(faults):
     rig = faults()
     rig.good()

@@ -32,6 +32,8 @@ HOST = {'tensor', 'as_tensor', 'new_tensor', 'from_numpy', 'cpu', 'numpy', 'item
         'nonzero', 'unique', 'masked_select', '__bool__', '__int__', '__float__', '__index__'}
 precisions = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16, torch.float16],
                                      ids=lambda dtype: str(dtype).removeprefix('torch.'))
+SIZES = {'one row': Sizes(3, 1, 16, 16, 32), 'odd': Sizes(2, 7, 21, 19, 24),
+         'narrow': Sizes(2, 9, 5, 33, 20)}
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +78,11 @@ def relative_error(a, b):
 
 
 @precisions
-@pytest.mark.parametrize('sizes', [Sizes(2, 7, 21, 19, 24), Sizes(3, 1, 16, 16, 32),
-                                   Sizes(2, 9, 5, 33, 20)], ids=['odd', 'one row', 'narrow'])
+@pytest.mark.parametrize('sizes', ['one row', *(pytest.param(name, marks=pytest.mark.slow)
+                                                for name in ('odd', 'narrow'))])
 def test_every_kernel_against_float64(sizes, precision):
     """Sizes that are no multiples of the blocks, one row, narrower than a block, batch 3."""
-    checks = list(check_kernels(DEVICE, sizes, precision, 0, BLOCKS))
+    checks = list(check_kernels(DEVICE, SIZES[sizes], precision, 0, BLOCKS))
     assert len(checks) == 5
     assert not [check for check in checks if not check.passed]
     if precision == torch.float32:
@@ -122,6 +124,7 @@ def loaded(monkeypatch):
     monkeypatch.setattr(official_cuda, 'OVERLAP', 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('tiling', 'size', 'stride'), [
     ('tile', (5, 7), 1), ('tile', (11, 29), 4), ('resize', TILE, 1), ('resize', (11, 29), 4)])
 def test_any_image_is_what_the_cpu_says(network, loaded, tiling, size, stride):
@@ -136,6 +139,7 @@ def test_any_image_is_what_the_cpu_says(network, loaded, tiling, size, stride):
                           expected.at(*pair, points)) < 1e-4
 
 
+@pytest.mark.slow
 def test_automatic_precision_is_the_fastest_that_is_close(network, monkeypatch):
     tried = []
 
@@ -153,6 +157,7 @@ def test_automatic_precision_is_the_fastest_that_is_close(network, monkeypatch):
     assert tried == [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_tiles_are_halved_until_they_fit(network, loaded, monkeypatch):
     """The last batch is remembered, and the flow is the same."""
     fast = CudaFlow(CudaNetwork(network, blocks=LARGER))
@@ -206,6 +211,7 @@ def test_a_pair_is_one_graph(network, loaded):
     np.testing.assert_array_equal(fast(*pair), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tiling', ['tile', 'resize'])
 def test_a_pair_never_asks_the_host(network, loaded, tiling):
     """What a CUDA graph cannot hold: numbers from the host, and decisions on values."""

@@ -12,13 +12,14 @@ import pytest
 
 pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
 
+pytestmark = pytest.mark.slow
 SHARED = 227 * 1024         # bytes that a program may have
 
 
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='Triton brings its tools for x86-64')
 @pytest.mark.parametrize('precision', [
-    'bfloat16', pytest.param('float16', marks=pytest.mark.slow),
-    pytest.param('float32', marks=pytest.mark.slow)])
+    'bfloat16', 'float16',
+    'float32'])
 def test_every_kernel_compiles_and_fits(precision, tmp_path):
     environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
     environment.pop('TRITON_INTERPRET', None)

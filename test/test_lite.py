@@ -117,16 +117,24 @@ def test_better_than_the_evidence_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('quality, bound', [('balanced', 1.2), ('best', 1.0)])
+@pytest.mark.parametrize('quality, bound', [('fast', 1.05), ('balanced', 0.88), ('best', 0.80)])
 def test_error_on_real_pairs(quality, bound, flow_data):
+    """The packaged figures: at the default below DIS in all, on 7 pairs, nowhere 1.3 times it."""
     from perceiver_flow_ros.commands.evaluate import find_pairs
 
-    estimate = load_estimator('lite', device='cpu', quality=quality)
-    errors = []
+    estimators = [load_estimator('lite', device='cpu', quality=quality),
+                  load_estimator('dis', device='cpu')]
+    epe, fl = [], []
     for pair in find_pairs(flow_data):
         truth = read_flow(pair.truth)
-        flow = estimate(read_image(pair.previous), read_image(pair.current))
-        errors.append(metrics(flow, truth)['epe'])
-        assert errors[-1] < metrics(np.zeros_like(flow), truth)['epe'], pair.name
-    assert len(errors) == 9
-    assert np.mean(errors) <= bound
+        frames = read_image(pair.previous), read_image(pair.current)
+        both = [metrics(estimator(*frames), truth) for estimator in estimators]
+        epe.append([m['epe'] for m in both])
+        fl.append([m['fl'] for m in both])
+        assert epe[-1][0] < metrics(np.zeros_like(truth), truth)['epe'], pair.name
+    epe, fl = np.array(epe).T, np.array(fl).T
+    assert epe.shape == (2, 9)
+    assert epe[0].mean() <= bound
+    if quality != 'fast':
+        assert epe[0].mean() < epe[1].mean() and fl[0].mean() < fl[1].mean()
+        assert np.count_nonzero(epe[0] < epe[1]) >= 7 and (epe[0] <= 1.3 * epe[1]).all()

@@ -132,6 +132,7 @@ def test_a_slow_model_uses_the_newest_frame_and_counts_the_others(start, sequenc
     assert int(flow['received']) == int(flow['processed']) + 21
 
 
+@pytest.mark.slow
 def test_bad_images_do_not_end_the_process(start, tmp_path):
     kinds = [(pixels, fields) for pixels, fields, _ in BAD_IMAGES.values()]
     with open(tmp_path / 'images.pickle', 'wb') as file:
@@ -145,9 +146,8 @@ def test_bad_images_do_not_end_the_process(start, tmp_path):
     assert f'image of /camera/image_raw refused: {said[0].split(": ", 1)[1]}' in log
 
 
-@pytest.mark.parametrize(
-    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_during_an_inference(start, sequence, number):
     path, _, stamps = sequence
     node = start(PROCESS, 'slow-node', '--ros-args', *FAST_DIS, *REMAPPED)

@@ -8,7 +8,8 @@ from perceiver_flow_ros.training.scene import exact_flow, look
 import pytest
 
 
-@pytest.mark.parametrize('pairs', [pytest.param(200, marks=pytest.mark.slow), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize('pairs', [200])
 def test_covariances_tell_the_errors(pairs):
     """NEES over its degrees of freedom: rotation and direction, and all six axes with depth."""
     scene = street()

@@ -25,6 +25,7 @@ from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
 from perceiver_flow_ros.training.scene import exact_flow, look
 import pytest
 
+pytestmark = pytest.mark.slow
 MOVES = [name for name, drive in DRIVES.items() if drive.kind == 'general']
 
 

@@ -12,6 +12,7 @@ import pytest
 from ros_images import flow_of, picture
 from rosbags.highlevel import AnyReader
 
+pytestmark = pytest.mark.slow
 FRAMES = 12
 
 
@@ -53,7 +54,7 @@ def bag(tmp_path, capsys):
     return target
 
 
-@pytest.mark.parametrize('model', ['dis', pytest.param('lite', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('model', ['dis', 'lite'])
 def test_two_replays_are_equal(bag, tmp_path, model):
     hashes = []
     for name in ('first', 'second'):  # two nodes, each of which hears the bag twice

@@ -81,6 +81,7 @@ def test_a_state_of_another_network_is_refused(tmp_path):
         Trainer(tmp_path, RECIPE, TEXTURES, TEXTURES, LiteConfig()).resume()
 
 
+@pytest.mark.slow
 def test_loss_falls_on_one_batch_seen_again_and_again(tmp_path):
     trainer = Trainer(tmp_path, RECIPE, TEXTURES, TEXTURES, SMALL)
     losses = []

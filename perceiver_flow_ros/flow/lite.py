@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
+from perceiver_flow_ros.flow.refinement import refined
 from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.model.lite import resize_flow, TOKEN
 from perceiver_flow_ros.model.weights import load_lite
@@ -22,19 +22,19 @@ class Setting:
     """Speed against accuracy: the pyramid level to stop at, and what follows."""
 
     finest: int         # level k has 1/2^k of the resolution
-    refine: bool        # OpenCV's variational refinement at full resolution
+    rounds: int         # of refinement at full resolution
 
 
 SETTINGS = {
-    'fast': Setting(finest=2, refine=True),
-    'balanced': Setting(finest=1, refine=True),
-    'best': Setting(finest=0, refine=True),
+    'fast': Setting(finest=2, rounds=2),
+    'balanced': Setting(finest=1, rounds=2),
+    'best': Setting(finest=0, rounds=3),
 }
 # On a GPU the CPU's refinement would take most of the time, and a finer level nearly none.
 CUDA_SETTINGS = {
-    'fast': Setting(finest=1, refine=False),
-    'balanced': Setting(finest=0, refine=False),
-    'best': Setting(finest=0, refine=True),
+    'fast': Setting(finest=1, rounds=0),
+    'balanced': Setting(finest=0, rounds=0),
+    'best': Setting(finest=0, rounds=3),
 }
 DEFAULT = 'balanced'
 
@@ -48,9 +48,8 @@ class LiteEstimator:
     weights : a ``.safetensors`` file of the lite variant; None is the packaged one.
     device, precision : as in `load_estimator`; half precisions run under autocast.
     quality : ``'fast'`` stops at a quarter of the resolution, ``'balanced'`` at half, ``'best'``
-        goes to the end; each is followed by variational refinement. On CUDA ``'fast'`` stops at
-        half, the others go to the end, and only ``'best'`` is refined (on the CPU). ``'auto'`` is
-        balanced.
+        goes to the end; each is followed by `refinement`. On CUDA ``'fast'`` stops at half, the
+        others go to the end, and only ``'best'`` is refined (on the CPU). ``'auto'`` is balanced.
     query_stride : flow is returned at the pixels [::query_stride, ::query_stride].
 
     Raises
@@ -86,7 +85,7 @@ class LiteEstimator:
         check_pair(previous, current)
         with self._replay.context():
             flow = self._replay.fetch(self.launch(as_rgb(previous), as_rgb(current)))
-        return refined(flow, previous, current) if self.setting.refine else flow
+        return refined(flow, previous, current, self.setting.rounds)
 
     @torch.inference_mode()
     def launch(self, previous: np.ndarray, current: np.ndarray) -> torch.Tensor:
@@ -115,16 +114,3 @@ class LiteEstimator:
         tensor = image.permute(2, 0, 1)[None].float() / 255
         bottom, right = (max(-n % TOKEN, 4 * TOKEN - n) for n in image.shape[:2])
         return F.pad(tensor, (0, right, 0, bottom), mode='replicate')
-
-
-def refined(flow: np.ndarray, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
-    """Flow (H, W, 2) after OpenCV's variational refinement (Brox et al. 2004) on grey frames."""
-    if min(flow.shape[:2]) < 2:
-        return flow
-    grey = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (previous, current)]
-    # Twice OpenCV's weight on gradients, which exposure does not change, and faster convergence:
-    # with these, synthetic and real pairs gain 2 to 3 % at no cost.
-    refinement = cv2.VariationalRefinement.create()
-    refinement.setGamma(20.)
-    refinement.setOmega(1.8)
-    return refinement.calc(grey[0], grey[1], flow)
