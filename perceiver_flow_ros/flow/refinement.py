@@ -15,7 +15,7 @@ def refined(
     flow: np.ndarray, previous: np.ndarray, current: np.ndarray, rounds: int
 ) -> np.ndarray:
     """
-    Refine flow (H, W, 2) pixels on frames (H, W[, 3]) uint8.
+    Refine flow (H, W, 2) pixels, which may be written to, on frames (H, W[, 3]) uint8.
 
     Parameters
     ----------
@@ -33,5 +33,5 @@ def refined(
     variational.setOmega(RELAXATION)
     variational.setFixedPointIterations(ITERATIONS)
     for _ in range(rounds):
-        flow = variational.calc(*grey, flow)
+        flow = variational.calc(grey[0], grey[1], flow)
     return flow
