@@ -26,7 +26,6 @@ from typing import cast
 from perceiver_flow_ros.model.official import (
     CONTENT,
     OfficialNetwork,
-    patches,
     PIXELS,
     Positions,
     TOKEN,
@@ -71,14 +70,18 @@ def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -
 
 
 class Preprocessor(nn.Module):
-    """Frames -> [r f, r, 1] for each pixel."""
+    """Frames -> [r f, r, 1] for each pixel. The projection of its patches is a convolution."""
 
+    weight: Tensor          # (64, 6, 3, 3)
     sums: Tensor            # (H, W): of a pixel's position features, and of their squares
     squares: Tensor
 
     def __init__(self, content: nn.Linear, positions: Positions):
         super().__init__()
-        self.content = content
+        weight = content.weight.view(-1, 2, 3, 3, 3)            # (64, frame, ky, kx, channel)
+        self.register_buffer('weight', weight.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(
+            memory_format=torch.channels_last))
+        self.bias = content.bias
         rows, columns = positions.rows, positions.columns
         for name, power in (('sums', 1), ('squares', 2)):
             self.register_buffer(name, (rows ** power).sum(1)[:, None] + (columns ** power).sum(1),
@@ -86,15 +89,14 @@ class Preprocessor(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> (B, H, W, 66)."""
-        both = patches(frames)
-        pixels = both.new_ones(*both.shape[:-1], ONE + 1)
-        f = pixels.view(-1, ONE + 1)[:, :CONTENT]
-        torch.addmm(self.content.bias, both.flatten(0, -2), self.content.weight.T, out=f)
-        f = pixels[..., :CONTENT]
+        both = torch.cat(list(frames.unbind(1)), -1).float().div_(127.5).sub_(1)
+        f = F.conv2d(both.permute(0, 3, 1, 2), self.weight, self.bias, padding=1)
+        f = f.permute(0, 2, 3, 1)                               # (B, H, W, 64), contiguous
         mean = (f.sum(-1) + self.sums) / TOKEN
         square = torch.linalg.vector_norm(f, dim=-1).square() + self.squares
+        pixels = f.new_ones(*f.shape[:-1], ONE + 1)
         pixels[..., R] = (square / TOKEN - mean.square() + 1e-5).rsqrt()
-        f *= pixels[..., R:ONE]
+        torch.mul(f, pixels[..., R:ONE], out=pixels[..., :CONTENT])
         return pixels
 
 

@@ -126,8 +126,8 @@ SETTINGS = (
     Setting(
         'image_reliability', 'best_effort', choices=('best_effort', 'reliable'), fixed=True,
         description='QoS reliability asked of the publishers of image, camera_info, depth, range '
-        'and imu. best_effort receives from both kinds; reliable only from reliable ones, but loses '
-        'nothing on the way.',
+        'and imu. best_effort receives from both kinds; reliable only from reliable ones, but '
+        'loses nothing on the way.',
     ),
     Setting(
         'image_transport', 'raw', choices=('raw', 'compressed'), fixed=True,
