@@ -64,11 +64,15 @@ class Faults:
         deep = QoSProfile(depth=1000)
         subscribe = self.peer.create_subscription
         subscribe(DiagnosticArray, '/diagnostics', self._report, 10)
-        subscribe(TimeReference, '/perceiver_flow/flow/previous', self._previous, deep)
-        subscribe(Image, '/perceiver_flow/flow', self._flow, deep)
+        outputs = [
+            subscribe(TimeReference, '/perceiver_flow/flow/previous', self._previous, deep),
+            subscribe(Image, '/perceiver_flow/flow', self._flow, deep),
+        ]
         self.until(lambda: self.count('subscribers of /perceiver_flow/flow') > 0, 'a subscriber')
         self.until(lambda: self.count('subscribers of /perceiver_flow/flow/previous') > 0)
         self.until(lambda: self.image.get_subscription_count() > 0, 'the node to subscribe')
+        # Each end finds the other by itself: what is sent before both have is lost.
+        self.until(lambda: all(o.get_publisher_count() for o in outputs), 'to find the node')
 
     # Processes
 
