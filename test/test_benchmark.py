@@ -57,6 +57,7 @@ def test_without_transformers(canned, monkeypatch, capsys):
     assert 'transformers is not installed (pip install transformers)' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_line_that_cannot_be_measured():
     line = benchmark.measure({'name': 'lite', 'network': 'estimator', 'model': '/no/such.bin',
                               'quality': 'auto', 'repeat': 1, 'flow': ''})

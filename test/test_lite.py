@@ -102,6 +102,7 @@ def test_query_stride_and_points_agree_with_the_dense_field(estimator):
     )
 
 
+@pytest.mark.slow
 def test_better_than_the_evidence_alone():
     """What was learned helps: the trained network beats itself as it was initialised."""
     from perceiver_flow_ros.flow.lite import PACKAGED

@@ -149,6 +149,7 @@ def test_points_behind_the_second_camera_have_no_flow():
     assert np.isnan(flow).all() and not visible.any()
 
 
+@pytest.mark.slow
 def test_pictures_agree_with_flow_to_a_fraction_of_a_pixel(views):
     first, second, _ = views
     flow, visible = exact_flow(first, second)
