@@ -220,9 +220,7 @@ def test_fifty_deactivations_under_load(faults):
     rig.end()
 
 
-@pytest.mark.parametrize(
-    'number', [signal.SIGTERM, signal.SIGINT]
-)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_flows_are_computed(faults, number):
     rig = faults()
     rig.stream('camera', 60)

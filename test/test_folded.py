@@ -7,7 +7,7 @@ import numpy as np
 from perceiver_flow_ros.commands.benchmark import frame_pair, peaky_network
 from perceiver_flow_ros.model import folded, processor
 from perceiver_flow_ros.model.folded import FoldedNetwork
-from perceiver_flow_ros.model.parallel import parallel
+from perceiver_flow_ros.model.parallel import parallel, parts
 from perceiver_flow_ros.model.perceiver import Layer
 from perceiver_flow_ros.model.processor import Processor
 import pytest
@@ -136,7 +136,18 @@ def test_self_attention_is_the_layer():
     torch.manual_seed(0)
     layer = Layer(64, qk_channels=64, v_channels=64, heads=4).requires_grad_(False)
     z = torch.randn(2, 300, 64)
-    torch.testing.assert_close(Processor(layer)(z), layer(z), rtol=1e-4, atol=1e-4)
+    process = Processor(layer)
+    torch.testing.assert_close(process(z), layer(z), rtol=1e-4, atol=1e-4)
+    assert process.to('meta')(z.to('meta')).shape == z.shape        # as on a GPU: all at once
+
+
+@pytest.mark.parametrize('count, threads, largest, lengths', [
+    (10, 1, 4, [4, 4, 2]), (10, 4, 4, [3, 3, 3, 1]), (10, 16, 4, [1] * 10), (0, 2, 4, [])])
+def test_parts_are_enough_for_all_threads(monkeypatch, count, threads, largest, lengths):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    items = list(range(count))
+    cut = [items[part] for part in parts(count, largest)]
+    assert [len(some) for some in cut] == lengths and sum(cut, []) == items
 
 
 def test_parallel_is_map_and_leaves_threads_alone():

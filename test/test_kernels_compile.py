@@ -17,9 +17,7 @@ SHARED = 227 * 1024         # bytes that a program may have
 
 
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='Triton brings its tools for x86-64')
-@pytest.mark.parametrize('precision', [
-    'bfloat16', 'float16',
-    'float32'])
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16', 'float32'])
 def test_every_kernel_compiles_and_fits(precision, tmp_path):
     environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
     environment.pop('TRITON_INTERPRET', None)

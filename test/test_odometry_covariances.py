@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('pairs', [200])
+@pytest.mark.parametrize('pairs', [200, 30])
 def test_covariances_tell_the_errors(pairs):
     """NEES over its degrees of freedom: rotation and direction, and all six axes with depth."""
     scene = street()

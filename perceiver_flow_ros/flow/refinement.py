@@ -23,7 +23,7 @@ def refined(
         found, in which brightness and its gradients are taken as linear.
 
     """
-    if min(flow.shape[:2]) < 2:
+    if not rounds or min(flow.shape[:2]) < 2:
         return flow
     grey = [f if f.ndim == 2 else cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (previous, current)]
     variational = cv2.VariationalRefinement.create()

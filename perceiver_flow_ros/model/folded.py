@@ -26,11 +26,12 @@ from typing import cast
 from perceiver_flow_ros.model.official import (
     CONTENT,
     OfficialNetwork,
+    patches,
     PIXELS,
     Positions,
     TOKEN,
 )
-from perceiver_flow_ros.model.parallel import parallel
+from perceiver_flow_ros.model.parallel import parallel, parts
 from perceiver_flow_ros.model.perceiver import Decoder, Layer
 from perceiver_flow_ros.model.processor import Processor
 import torch
@@ -42,8 +43,8 @@ ONE = CONTENT + 1       # index of the 1: its weight is a constant, its sum the 
 LOG2E = math.log2(math.e)
 HEADROOM = 30.          # a sample of the scores is shifted this far below 0; exp2 overflows at 128
 SAMPLES = (16, 1)       # every 16th image row; all of them if that overflows, which is never seen
-BLOCK = 256             # latents that read at a time
-QUERIES = 8             # answered one after the other, in the same memory
+BLOCK = 256             # latents that read at a time, at most
+QUERIES = 8             # answered one after the other, in the same memory, at most
 
 Queries = Sequence[tuple[int, slice | Tensor]]      # (row, its columns) of the pixels to decode
 
@@ -70,18 +71,14 @@ def join(content: Tensor, rows: Tensor, columns: Tensor, positions: Positions) -
 
 
 class Preprocessor(nn.Module):
-    """Frames -> [r f, r, 1] for each pixel. The projection of its patches is a convolution."""
+    """Frames -> [r f, r, 1] for each pixel."""
 
-    weight: Tensor          # (64, 6, 3, 3)
     sums: Tensor            # (H, W): of a pixel's position features, and of their squares
     squares: Tensor
 
     def __init__(self, content: nn.Linear, positions: Positions):
         super().__init__()
-        weight = content.weight.view(-1, 2, 3, 3, 3)            # (64, frame, ky, kx, channel)
-        self.register_buffer('weight', weight.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(
-            memory_format=torch.channels_last))
-        self.bias = content.bias
+        self.content = content
         rows, columns = positions.rows, positions.columns
         for name, power in (('sums', 1), ('squares', 2)):
             self.register_buffer(name, (rows ** power).sum(1)[:, None] + (columns ** power).sum(1),
@@ -89,14 +86,15 @@ class Preprocessor(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames``: (B, 2, H, W, 3) RGB, 0 to 255 -> (B, H, W, 66)."""
-        both = torch.cat(list(frames.unbind(1)), -1).float().div_(127.5).sub_(1)
-        f = F.conv2d(both.permute(0, 3, 1, 2), self.weight, self.bias, padding=1)
-        f = f.permute(0, 2, 3, 1)                               # (B, H, W, 64), contiguous
+        both = patches(frames)
+        pixels = both.new_ones(*both.shape[:-1], ONE + 1)
+        f = pixels.view(-1, ONE + 1)[:, :CONTENT]
+        torch.addmm(self.content.bias, both.flatten(0, -2), self.content.weight.T, out=f)
+        f = pixels[..., :CONTENT]
         mean = (f.sum(-1) + self.sums) / TOKEN
         square = torch.linalg.vector_norm(f, dim=-1).square() + self.squares
-        pixels = f.new_ones(*f.shape[:-1], ONE + 1)
         pixels[..., R] = (square / TOKEN - mean.square() + 1e-5).rsqrt()
-        torch.mul(f, pixels[..., R:ONE], out=pixels[..., :CONTENT])
+        f *= pixels[..., R:ONE]
         return pixels
 
 
@@ -128,7 +126,7 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``pixels``: (H, W, 66) -> latents (L, D) that have read them."""
-        blocks = [slice(i, i + BLOCK) for i in range(0, len(self.residual), BLOCK)]
+        blocks = parts(len(self.residual), BLOCK)
         means = parallel(lambda block: self.mean(pixels, block), blocks, pixels.device)
         z = torch.addmm(self.residual, torch.cat(means), self.value)
         return z + self.layer.mlp(self.layer.layernorm(z))
@@ -214,8 +212,8 @@ class Writer(nn.Module):
             hidden = F.gelu(self.dense(self.layernorm(o)))
             return F.linear(o, self.flow, self.bias) + F.linear(hidden, self.hidden_flow)
 
-        some = [queries[i:i + QUERIES] for i in range(0, len(queries), QUERIES)]
-        return list(chain.from_iterable(parallel(answer, some, pixels.device)))
+        groups = [queries[part] for part in parts(len(queries), QUERIES)]
+        return list(chain.from_iterable(parallel(answer, groups, pixels.device)))
 
 
 class FoldedNetwork(nn.Module):

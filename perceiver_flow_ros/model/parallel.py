@@ -33,6 +33,12 @@ def parallel(task: Callable[[Item], Result], items: Iterable[Item],
     return list(_threads(torch.get_num_threads()).map(run, items))
 
 
+def parts(count: int, largest: int) -> list[slice]:
+    """Slices of ``count`` items: of ``largest`` at most, and where it can be one a thread."""
+    size = max(1, min(largest, -(-count // torch.get_num_threads())))
+    return [slice(i, i + size) for i in range(0, count, size)]
+
+
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
     """Threads that run every operator alone and flush denormals, which are slow to multiply."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-attention among the latents, arranged for CPUs: the same function as `perceiver.Layer`."""
-from perceiver_flow_ros.model.parallel import parallel
+from perceiver_flow_ros.model.parallel import parallel, parts
 from perceiver_flow_ros.model.perceiver import Layer
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-PART = 512      # latents projected at a time
+PART = 512      # latents projected at a time, at most
 
 
 class Processor(nn.Module):
@@ -45,10 +45,10 @@ class Processor(nn.Module):
             x = flat[part] + self.output(attended[part])
             torch.add(x, self.mlp(self.layernorm2(x)), out=out[part])
 
-        cpu = z.device.type == 'cpu'                    # elsewhere all at once, in one thread
-        step, width = (PART, 1) if cpu else (len(flat), self.heads)
-        parts = [slice(i, i + step) for i in range(0, len(flat), step)]
-        heads = [slice(i, i + width) for i in range(0, self.heads, width)]
-        for task, items in ((project, parts), (attend, heads), (rest, parts)):
+        whole = [slice(None)]                           # not on a CPU: operators queue anyway
+        cpu = z.device.type == 'cpu'
+        latents = parts(len(flat), PART) if cpu else whole
+        heads = parts(self.heads, 1) if cpu else whole
+        for task, items in ((project, latents), (attend, heads), (rest, latents)):
             parallel(task, items, z.device)
         return out.view_as(z)
