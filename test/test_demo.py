@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from perceiver_flow_ros.commands import _demo_pictures as demo_pictures
 from perceiver_flow_ros.commands import bagfile, main
+from perceiver_flow_ros.commands._demo_processes import Processes
 import pytest
 from rosbags.highlevel import AnyReader
 
@@ -183,6 +184,21 @@ def test_a_model_that_is_not_there_and_a_sigterm(tmp_path):
         for child in children:
             wait_until_gone(child)
     assert not (tmp_path / 'drive.mcap').exists()
+
+
+class Dropped:
+    """What is raised while this goes is dropped, as what is raised while Python forks."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_sigterm_that_python_drops_is_found(tmp_path):
+    with pytest.raises(SystemExit) as ended, Processes(tmp_path, 94) as processes:
+        Dropped()
+        processes.next_line(5)
+    assert ended.value.code == 143
 
 
 def wait_for_children(process):

@@ -142,6 +142,22 @@ def test_the_camera_alone_is_the_base_without_extrinsics(drives):
 # Metres
 
 
+@pytest.mark.parametrize('name', ['curve', 'sideways'])
+def test_the_current_depth_image_helps_unless_it_is_of_another_time(drives, name):
+    off = {'none': [], 'right': [], 'stale': []}
+    for i, (first, second) in enumerate(zip(drives[name], drives[name][1:])):
+        flow, truth = noisy(exact_flow(first, second)[0], i), true_motion(first, second)
+        for which, view in (('none', None), ('right', second), ('stale', first)):
+            estimate = Odometry(Settings(scale='depth', grid=4)).update(
+                flow, CAMERA, 0.0, 0.1, depth=depth_of(first),
+                current_depth=None if view is None else depth_of(view),
+            )  # fmt: skip
+            off[which].append(np.linalg.norm(motion_vector(inverse(truth) @ estimate.motion)))
+    none, right, stale = (np.median(off[which]) for which in off)
+    assert right < 0.1 * none
+    assert stale < 1.1 * none
+
+
 def test_metres_from_the_camera_height(drives):
     rows = run(drives['forward'], Settings(scale='camera_height', camera_height=1.5))
     for estimate, true in rows:

@@ -34,7 +34,6 @@ ENOUGH = 100  # points of the surface
 OUTSIDE = 1e6
 LIKELY = 6.25  # chi^2 with 3 degrees of freedom, 90 %
 FLOW = 0.2  # px of noise that flow has by itself
-CONTRADICTED = 2.0  # growth of the flow's residual that shows that the depth images do not fit
 
 
 def metres(depth: np.ndarray, camera: Camera, settings: Settings) -> np.ndarray:
@@ -132,8 +131,6 @@ def align(
         flow = worth(Block(model[0], samples.cells), best.state, FLOW)
         more = [replace(surface, share=worth(surface, best.state, 1.0) / flow)]
     fit, covariance = fitted(model, best.state, samples.cells, prior, *more)
-    if more and fit.scale > CONTRADICTED * best.scale:  # taken at other times: the flow counts
-        fit, covariance = fitted(model, best.state, samples.cells, prior)
     t = fit.state.shift
     seen = np.linalg.norm(t) * focal / np.median(depth)  # px that t moves the image by
     moved = prior.last is not None and prior.last.shift.any()  # what moves goes on moving
@@ -215,8 +212,10 @@ def _surface_at(depth: np.ndarray, camera: Camera, points: np.ndarray):
     with np.errstate(invalid='ignore'):
         inside = (pixels >= NORMAL).all(axis=0)
         inside &= (pixels[0] <= w - 1 - NORMAL) & (pixels[1] <= h - 1 - NORMAL)
-    x, y = np.where(inside, pixels, NORMAL).round().astype(int)
+    nearest = np.where(inside, pixels, NORMAL).round()
+    x, y = nearest.astype(int)
     rays = points / points[2]
+    rays[:2] += (nearest - pixels) / [[camera.fx], [camera.fy]]  # of the pixel that has the depth
     step = np.array([NORMAL / camera.fx, NORMAL / camera.fy])
     q = rays * depth[y, x]
     sides = []
