@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from perceiver_flow_ros.commands import _demo_pictures as demo_pictures
 from perceiver_flow_ros.commands import bagfile, main
-from perceiver_flow_ros.commands._demo_processes import Processes
+from perceiver_flow_ros.commands._processes import Processes
 import pytest
 from rosbags.highlevel import AnyReader
 

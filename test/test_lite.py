@@ -5,6 +5,7 @@ import numpy as np
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image
 from perceiver_flow_ros.flow.metrics import metrics
+from perceiver_flow_ros.flow.refinement import refined
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -89,6 +90,15 @@ def test_known_motion_is_found_at_every_quality(quality):
     flow = load_estimator('lite', device='cpu', quality=quality)(as_frame(first), as_frame(second))
     error = np.hypot(*(flow[16:-16, 16:-16] - (6, -4)).transpose(2, 0, 1))
     assert np.median(error) < 0.5
+
+
+def test_every_round_refines_and_none_leaves_the_flow_alone():
+    frames = [as_frame(f) for f in shifted(3, 2, 100, 130)]
+    start = np.full((100, 130, 2), (3.8, 1.2), np.float32)
+    assert refined(start, *frames, 0) is start
+    errors = [np.abs(refined(start.copy(), *frames, rounds)[16:-16, 16:-16] - (3, 2)).mean()
+              for rounds in (0, 1, 3)]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
 
 
 def test_query_stride_and_points_agree_with_the_dense_field(estimator):

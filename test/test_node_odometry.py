@@ -26,6 +26,7 @@ from node_rig import Rig
 import numpy as np
 from perceiver_flow_ros.odometry.geometry import inverse
 from perceiver_flow_ros.ros.parameters import BY_NAME
+from perceiver_flow_ros.ros.transforms import pose_of_text
 import pytest
 from rclpy.qos import QoSProfile
 from ros_images import seconds
@@ -38,6 +39,16 @@ ON_BASE = {'base_frame': 'base_link', 'base_from_camera': FORWARD_TEXT}
 CURVE = (1.0, 0, 0, 0, 0, 0.4)  # of the base: m/s forward, rad/s to the left
 MOTION = ('twist', 'odometry')
 INPUTS = {'camera_info': CameraInfo, 'depth': Image, 'range': Range, 'imu': Imu}
+
+
+@pytest.mark.parametrize(('axes', 'right', 'down', 'forward'), [
+    ('-1.5708 0 -1.5708', (0, -1, 0), (0, 0, -1), (1, 0, 0)),      # of a camera that looks forward
+    ('3.1416 0 -1.5708', (0, -1, 0), (-1, 0, 0), (0, 0, -1)),      # down, the image's top forward
+])  # fmt: skip
+def test_the_mounts_of_the_readme_have_the_axes_it_says(axes, right, down, forward):
+    assert f' {axes}"' in (Path(__file__).parents[1] / 'README.md').read_text()
+    pose = pose_of_text(f'0 0 0 {axes}', 'base_from_camera')
+    np.testing.assert_allclose(pose[:3, :3].T, (right, down, forward), atol=1e-4)
 
 
 class Robot(Rig):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from perceiver_flow_ros.commands._demo_frames import Footage
 from perceiver_flow_ros.commands._demo_pictures import BACKGROUND, FAINT, GAP, INK, MARGIN, write
-from perceiver_flow_ros.commands._demo_processes import NODE, Recording
+from perceiver_flow_ros.commands._demo_run import NODE, Recording
 from perceiver_flow_ros.commands.bagfile import TYPES
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
 

@@ -12,7 +12,7 @@ import numpy as np
 from perceiver_flow_ros.commands import _demo_motion as motion
 from perceiver_flow_ros.commands._demo_frames import Footage
 from perceiver_flow_ros.commands._demo_pictures import Pair, panel, scales, timeline
-from perceiver_flow_ros.commands._demo_processes import NODE, Recording
+from perceiver_flow_ros.commands._demo_run import NODE, Recording
 from perceiver_flow_ros.commands.bagfile import BagWriter, TYPES
 from perceiver_flow_ros.flow.metrics import metrics
 from perceiver_flow_ros.training.scene import exact_flow

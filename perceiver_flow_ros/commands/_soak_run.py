@@ -14,11 +14,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from perceiver_flow_ros.commands._demo_processes import (
+from perceiver_flow_ros.commands._processes import (
     CAMERA,
-    DemoError,
     own_domain,
     Processes,
+    RunError,
     temporary_folder,
 )
 
@@ -69,7 +69,7 @@ def run(
 
     Raises
     ------
-    DemoError
+    RunError
         When a process fails or nothing comes.
 
     """
@@ -95,7 +95,7 @@ def start_up(
 
     Raises
     ------
-    DemoError
+    RunError
         When a process fails or nothing comes.
 
     """
@@ -173,9 +173,9 @@ def _wait(
         try:
             name, line = processes.next_line(end - time.monotonic())
         except TimeoutError:
-            raise DemoError(f'in vain for {what}\n{processes.log_tail()}') from None
+            raise RunError(f'in vain for {what}\n{processes.log_tail()}') from None
         if line is None:
-            raise DemoError(f'the {name} ended\n{processes.log_tail()}')
+            raise RunError(f'the {name} ended\n{processes.log_tail()}')
         if name == 'meter' and condition(report := json.loads(line)):
             return report
 
@@ -191,12 +191,12 @@ def _follow(processes: Processes, seconds: float, title: str) -> Run:
             try:
                 name, line = processes.next_line(patience)
             except TimeoutError:
-                raise DemoError(f'nothing is heard any more\n{processes.log_tail()}') from None
+                raise RunError(f'nothing is heard any more\n{processes.log_tail()}') from None
             if name == 'camera':
                 found.sent = found.sent or len(json.loads(line or '[]'))
                 quiet = min(quiet, time.monotonic() + QUIET)
             elif line is None:
-                raise DemoError(f'the {name} ended\n{processes.log_tail()}')
+                raise RunError(f'the {name} ended\n{processes.log_tail()}')
             elif name == 'meter':
                 report = json.loads(line)
                 if begun is None and not report['latency']:

@@ -80,16 +80,17 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo: 0 when flows came, 1 when none did."""
     check(args)
     from perceiver_flow_ros.commands import _demo_motion as motion
-    from perceiver_flow_ros.commands import _demo_processes as processes
     from perceiver_flow_ros.commands import _demo_report as reports
     from perceiver_flow_ros.commands._demo_frames import Footage
+    from perceiver_flow_ros.commands._demo_run import record_flow
+    from perceiver_flow_ros.commands._processes import own_domain, RunError, temporary_folder
     from perceiver_flow_ros.flow.files import write_image
 
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     footage = Footage(args)
-    with processes.temporary_folder() as folder:
+    with temporary_folder() as folder:
         try:
-            recording = processes.record_flow(
+            recording = record_flow(
                 footage.store,
                 Path(folder),
                 rate=args.rate,
@@ -97,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
                     'model': model, 'device': args.device, 'quality': args.quality,
                     **footage.parameters,
                 },
-                domain=processes.own_domain() if args.domain_id is None else args.domain_id,
+                domain=own_domain() if args.domain_id is None else args.domain_id,
                 timeout=args.timeout,
             )
-        except processes.DemoError as error:
+        except RunError as error:
             print(f'perceiver_flow demo: {error}', file=sys.stderr)
             return 1
         args.output.mkdir(parents=True, exist_ok=True)  # now that there is something to put there

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         soaked = processes.run(
             seconds=seconds, rate=args.rate, parameters=parameters, title='soaking', **common
         )
-    except processes.DemoError as error:
+    except processes.RunError as error:
         raise ValueError(str(error)) from None
     report = judge(soaked, overhead, started, (width, height) == VGA)
     report = {'model': args.model, 'rate': args.rate, 'size': [width, height], **report}
