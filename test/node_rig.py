@@ -115,17 +115,20 @@ class Rig:
         self.publish(Image(width=1, height=1))
         self.settle()
         name = self.node.get_name()
+        publishers = {p.topic_name: p for p in self.node.publishers}
         for output in outputs:
-            self.peer.create_subscription(
+            subscription = self.peer.create_subscription(
                 OUTPUTS[output],
                 f'/{name}/{output}',
                 self.received[output].append,
                 QoSProfile(depth=50),
             )
-        publishers = {p.topic_name: p for p in self.node.publishers}
-        for output in outputs:
-            matched = publishers[f'/{name}/{output}'].get_subscription_count
-            self.until(lambda: matched() > 0, f'for {output} to be matched')  # noqa: B023
+            # Each end finds the other by itself.
+            ends = publishers[subscription.topic_name], subscription
+            self.until(
+                lambda: ends[0].get_subscription_count() and ends[1].get_publisher_count(),  # noqa: B023
+                f'for {output} to be matched',
+            )
         return self
 
     def settle(self):

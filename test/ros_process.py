@@ -36,6 +36,7 @@ from std_msgs.msg import String
 TIMEOUT = 60.0  # s
 BEHIND = 4  # frames that come while the slow estimator works
 LAST = 29  # frame, after which none comes
+FOUND = '/reader_has_found_the_node'  # a topic that says so by being there
 
 
 class Process(Node):
@@ -61,7 +62,7 @@ class Camera(Process):
         self.image = self.create_publisher(Image, '/camera/image_raw', qos)
         self.info = self.create_publisher(CameraInfo, '/camera/camera_info', qos)
         self.create_subscription(DiagnosticArray, '/diagnostics', self.on_diagnostics, 10)
-        self.create_subscription(
+        self.previous = self.create_subscription(
             TimeReference, '/perceiver_flow/flow/previous', self.on_flow, QoSProfile(depth=50)
         )
         self.create_subscription(String, '/slow_node', lambda m: self.events.add(m.data), 50)
@@ -92,12 +93,16 @@ class Camera(Process):
 
     def feed(self, burst=False, until_begun=False):
         """Send all frames and print the diagnostics after the last."""
-        # Those of the reader, and one here. Counted by the node: others may know of them earlier.
+        # Each end finds the other by itself; what is sent before both have is lost. The node
+        # counts the reader's subscriptions and the one here; the reader tells of its own.
         wanted = {'flow': 1, 'flow/previous': 2, 'flow/color': 1}
         for name, count in wanted.items():
             subscribers = f'subscribers of /perceiver_flow/{name}'
             assert self.until(lambda: self.count(subscribers) == count)  # noqa: B023
-        self.send(0, lambda: self.count('processed') > 0)
+        assert self.until(lambda: self.previous.get_publisher_count())
+        assert self.until(lambda: self.count_publishers(FOUND))
+        told = {'received 0'} if burst or until_begun else set()
+        self.send(0, lambda: self.count('processed') > 0 and told <= self.events)
         if until_begun:
             self.send(1, lambda: 'begun 1' in self.events)
             print(json.dumps(self.values))
@@ -175,9 +180,13 @@ def read(count):
     """Receive flows, their previous stamps and colour images; print what they are."""
     node = Process('reader')
     received = {name: [] for name in ('flow', 'flow/previous', 'flow/color')}
-    for name, kind in zip(received, (Image, TimeReference, Image)):
-        qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+    qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+    inputs = [
         node.create_subscription(kind, f'/perceiver_flow/{name}', received[name].append, qos)
+        for name, kind in zip(received, (Image, TimeReference, Image))
+    ]
+    assert node.until(lambda: all(i.get_publisher_count() for i in inputs))
+    node.create_publisher(String, FOUND, 1)
 
     def is_complete():  # colour images may be fewer: the newest counts
         flow, previous, color = received.values()
