@@ -20,7 +20,7 @@ from odometry_rig import (
     wall,
     with_mover,
 )
-from perceiver_flow_ros.odometry import cues, depth, Odometry, Settings
+from perceiver_flow_ros.odometry import candidates, cues, depth, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
 from perceiver_flow_ros.training.scene import exact_flow, look
 import pytest
@@ -130,6 +130,20 @@ def test_random_sets_of_points_are_tried_only_where_nothing_else_explains_the_fl
     monkeypatch.setattr(depth, 'THRESHOLD', 0.0)
     run(drives['forward'][:2], Settings(scale='depth'), depth=True)
     assert tried
+
+
+def test_minimal_sets_are_drawn_unless_two_other_guesses_agree(drives, monkeypatch):
+    drawn = []
+    draw = candidates.drawn
+    monkeypatch.setattr(candidates, 'drawn', lambda *a: drawn.append(a) or draw(*a))
+    rows = run(drives['forward'])
+    assert all(estimate.kind == 'general' for estimate, _ in rows)
+    assert 1 <= len(drawn) <= len(rows) / 2
+    drawn.clear()
+    # Now the last motion is of no use: the camera reverses.
+    first, second = drives['forward'][:2]
+    rows = run([first, second, first])
+    assert len(drawn) == 2 and errors(*rows[1])[1] <= 0.3
 
 
 def test_the_camera_alone_is_the_base_without_extrinsics(drives):

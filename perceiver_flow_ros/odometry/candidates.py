@@ -2,10 +2,10 @@
 """
 What the motion may be: first guesses, refined on a few hundred vectors, and the choice of one.
 
-Guesses come from random minimal sets (the essential matrix by the five-point method of Nister
-2004, a homography), scored by MAGSAC++ (Barath et al. 2020), and from the direction the parallax
-of the best rotation points in. The choice is Torr's geometric robust information criterion (GRIC,
-1998).
+Guesses are the direction the parallax of the best rotation points in, and the last motion. Unless
+these two agree after refinement, also the best of random minimal sets (the essential matrix by the
+five-point method of Nister 2004; a homography in any case), scored by MAGSAC++ (Barath et al.
+2020). The choice is Torr's geometric robust information criterion (GRIC, 1998).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TRIES = 200  # minimal sets at most
 THRESHOLD = 1.0  # px of MAGSAC++
 CLOSE = 3e-5  # rad: candidates need not be better
 PLANAR = 0.4  # share of the seeds a homography must explain to be looked at
+SAME_TURN, SAME_DIRECTION = 3e-4, 0.02  # rad: guesses so close are refined to the same
 DRAWS = 64  # minimal sets solved at once around a first answer
 
 # GRIC: kind -> (dimension of the manifold in the 4 coordinates of a match, parameters)
@@ -53,33 +54,28 @@ def find(samples: Samples, focal: float, gyro: np.ndarray | None, last: Motion |
     still = fitted(model, start) if gyro is None else evaluate([Block(model[0])], start)
     found = {'rotation': still}
 
+    general = hold(motions.general(samples))
     guesses = [still.state._replace(shift=parallax_direction(samples, still.state))]
     if last is not None and last.shift.any():
         guesses.append(last._replace(shift=last.shift / np.linalg.norm(last.shift)))
     seeds = samples[:: -(-len(samples) // SEEDS)]
     a, b = (np.ascontiguousarray(rays[:2].T) for rays in (seeds.rays, seeds.seen))
+    fits = refined(general, [_with_turn(guess, gyro) for guess in guesses])
     if gyro is None:
-        params = usac(THRESHOLD / focal)
-        essential, _ = cv2.findEssentialMat(  # type: ignore[call-overload]  # None: undistorted
-            a, b, np.eye(3), np.eye(3), None, None, params
-        )
-        if essential is not None:
-            turn, other, shift = cv2.decomposeEssentialMat(essential[:3])
-            guesses.append(in_front(turn, other, shift, seeds))
-    general = hold(motions.general(samples))
-    best = best_of(general, [_with_turn(guess, gyro) for guess in guesses])
-    if best is not None and gyro is None:
-        best = best_of(general, [best.state, redraw(seeds, best.state)])
-    if best is not None:
-        found['general'] = fitted(general, best.state)
+        if not (len(fits) > 1 and same(fits[0].state, fits[1].state)):
+            fits += refined(general, drawn(a, b, focal, seeds))
+        if fits:
+            fits += refined(general, [redraw(seeds, explains_most(fits).state)])
+    if fits:
+        found['general'] = fitted(general, explains_most(fits).state)
 
     homography, near = cv2.findHomography(a, b, cv2.USAC_MAGSAC, THRESHOLD / focal, maxIters=TRIES)
     if homography is not None and np.count_nonzero(near) > PLANAR * len(a):
         planar = hold(motions.planar(samples))
         guesses = [_with_turn(m, gyro) for m in decompose(homography, seeds.rays)]
-        best = best_of(planar, guesses if gyro is not None else guesses[:1])
-        if best is not None:
-            found['planar'] = fitted(planar, best.state)
+        fits = refined(planar, guesses if gyro is not None else guesses[:1])
+        if fits:
+            found['planar'] = fitted(planar, explains_most(fits).state)
     return found
 
 
@@ -98,15 +94,37 @@ def usac(threshold: float) -> cv2.UsacParams:
     return params
 
 
-def best_of(model: motions.Model, guesses: list[Motion]) -> Fit | None:
-    """Refine each guess a little; give the one that explains most."""
+def drawn(a: np.ndarray, b: np.ndarray, focal: float, seeds: Samples) -> list[Motion]:
+    """Find a motion from random minimal sets; none or one."""
+    essential, _ = cv2.findEssentialMat(  # type: ignore[call-overload]  # None: undistorted
+        a, b, np.eye(3), np.eye(3), None, None, usac(THRESHOLD / focal)
+    )
+    if essential is None:
+        return []
+    turn, other, shift = cv2.decomposeEssentialMat(essential[:3])
+    return [in_front(turn, other, shift, seeds)]
+
+
+def refined(model: motions.Model, guesses: list[Motion]) -> list[Fit]:
+    """Refine each guess a little; those that cannot be are left out."""
     fits = []
     for guess in guesses:
         try:
             fits.append(fitted(model, guess, iterations=2))
         except np.linalg.LinAlgError:
             continue
-    return min(fits, key=lambda fit: fit.scale, default=None)
+    return fits
+
+
+def explains_most(fits: list[Fit]) -> Fit:
+    """Give the fit with the least median residual."""
+    return min(fits, key=lambda fit: fit.scale)
+
+
+def same(one: Motion, other: Motion) -> bool:
+    """Tell whether two guesses went to one and the same motion."""
+    turn = np.abs(one.turn - other.turn).max()
+    return turn < SAME_TURN and one.shift @ other.shift > math.cos(SAME_DIRECTION)
 
 
 def redraw(samples: Samples, motion: Motion) -> Motion:

@@ -25,7 +25,7 @@ MEDIAN = {1: 0.4549, 2: 1.3863}  # of chi^2 with so many degrees of freedom
 INLIER = {1: 9.0, 2: 11.83}  # its 99.7 % quantile
 CELLS_A_ROW = 16  # cells along the longer side of the image
 REACH = 5  # cells over which errors may go together
-STEP = 1e-6  # radians (and relative): a smaller step ends the iteration
+STEP = 1e-5  # radians (and relative): a smaller step ends the iteration
 
 
 @dataclass
