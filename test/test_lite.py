@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from perceiver_flow_ros.model import evidence, lite  # noqa: E402
+from perceiver_flow_ros.model import evidence, lite, matching  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
 
@@ -20,10 +20,16 @@ def estimator():
     return load_estimator('lite', device='cpu')
 
 
+def textured(height: int, width: int):
+    """One texture with detail at every scale, (1, 3, height, width) of 0..1."""
+    texture = procedural_textures(8, height, width).mean(0, keepdim=True)
+    return (0.5 + 0.2 * (texture - texture.mean()) / texture.std()).clamp(0, 1)
+
+
 def shifted(u: int, v: int, height: int = 96, width: int = 128):
     """Two crops of one texture: what is at x in the first is at x + (u, v) in the second."""
     torch.manual_seed(1)
-    texture = procedural_textures(8, height + 32, width + 32).mean(0, keepdim=True)
+    texture = textured(height + 32, width + 32)
     first = texture[..., 16:16 + height, 16:16 + width]
     return first, texture[..., 16 - v:16 - v + height, 16 - u:16 - u + width]
 
@@ -45,6 +51,55 @@ def test_lucas_kanade_has_the_sign_of_the_motion():
         assert torch.allclose(u, torch.tensor([1., -1.]), atol=0.4)
 
 
+def far(height: int = 120, width: int = 160):
+    """A patch of 24x24 that goes (36, -28) over a still ground; where it is, (h/4, w/4)."""
+    torch.manual_seed(4)
+    ground, patch = textured(height, width), textured(24, 24)
+    first, second = ground.clone(), ground.clone()
+    first[..., 60:84, 40:64] = patch
+    second[..., 32:56, 76:100] = patch
+    where = torch.zeros(height, width, dtype=torch.bool)
+    where[60:84, 40:64] = True
+    return (*lite.normalise(first, second), where[::4, ::4])
+
+
+def test_distant_matches_find_what_goes_far_and_distrust_what_is_not_there():
+    first, second, where = far()
+    match = matching.distant_matches(first, second)[0]
+    there = match[:, where]
+    found = torch.isfinite(there[0])
+    assert found.float().mean() > 0.4           # its border is half ground
+    assert (there[:, found].median(1)[0] - torch.tensor([36., -28.])).abs().max() <= matching.STEP
+    still = match[:, ~where]
+    assert torch.nanmedian(still, 1)[0].abs().max() == 0
+    torch.manual_seed(5)
+    other = lite.normalise(first, textured(120, 160))[1]
+    assert torch.isfinite(matching.distant_matches(first, other)).float().mean() < 0.3
+    grey = torch.zeros(1, 3, 40, 48)
+    assert not torch.isfinite(matching.distant_matches(grey, other[..., :40, :48])).all()
+
+
+def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
+    first, second, where = far()
+    contrast = evidence.local_contrast(first).mean(1, keepdim=True)
+    still, moved = torch.zeros(1, 2, 30, 40), torch.zeros(1, 2, 30, 40)
+    moved[0, 0], moved[0, 1] = 36, -28
+    second = second.mean(1, keepdim=True)
+    best = matching.best_candidate(contrast, second, still, [moved])[0]
+    assert (best[0, where] == 36).float().mean() > 0.9
+    assert (best[0, ~where] == 0).float().mean() > 0.9
+    unknown = torch.full_like(moved, torch.nan)
+    assert torch.equal(matching.best_candidate(contrast, second, still, [unknown]), still)
+
+
+def test_the_level_of_the_matches_keeps_the_search_small():
+    for height, width in ((480, 640), (1080, 1920), (2160, 3840), (436, 1024), (376, 1242)):
+        sizes = lite.pyramid_sizes(height, width, 14)
+        h, w = sizes[lite.matching_level(sizes)]
+        assert 500 < h * w / 16 <= matching.MOST_TOKENS
+    assert lite.matching_level([(40, 40), (20, 20)]) >= 2       # too small to have one
+
+
 def test_convex_upsampling_keeps_a_linear_field_and_interpolates_bilinearly():
     y, x = torch.meshgrid(torch.arange(6.), torch.arange(8.), indexing='ij')
     flow = torch.stack([x, y])[None]
@@ -58,7 +113,7 @@ def test_warp_and_resize_flow_scale_each_axis():
     image = torch.rand(1, 3, 20, 24)
     flow = torch.zeros(1, 2, 20, 24)
     flow[:, 0] = 2
-    assert torch.allclose(lite.warp(image, flow)[..., :-2], image[..., 2:], atol=1e-4)
+    assert torch.allclose(evidence.warp(image, flow)[..., :-2], image[..., 2:], atol=1e-4)
     half = lite.resize_flow(flow, 10, 6)
     assert half.shape == (1, 2, 10, 6) and torch.allclose(half[:, 0], torch.tensor(0.5))
 
@@ -98,7 +153,7 @@ def test_every_round_refines_and_none_leaves_the_flow_alone():
     assert refined(start, *frames, 0) is start
     errors = [np.abs(refined(start.copy(), *frames, rounds)[16:-16, 16:-16] - (3, 2)).mean()
               for rounds in range(4)]
-    assert errors == sorted(errors, reverse=True) and errors[3] < 0.3 * errors[0]
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.5 * errors[0]
 
 
 def test_query_stride_and_points_agree_with_the_dense_field(estimator):

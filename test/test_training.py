@@ -10,9 +10,15 @@ torch = pytest.importorskip('torch')
 
 from perceiver_flow_ros.commands.main import main  # noqa: E402
 from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
-from perceiver_flow_ros.model.lite import LiteConfig, warp  # noqa: E402
-from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer  # noqa: E402
-from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
+from perceiver_flow_ros.model.evidence import warp  # noqa: E402
+from perceiver_flow_ros.model.lite import LiteConfig  # noqa: E402
+from perceiver_flow_ros.training.loop import (  # noqa: E402
+    learning_rate,
+    Recipe,
+    sequence_loss,
+    Trainer,
+)
+from perceiver_flow_ros.training.synthesis import fog, make_pairs, Motion, shake  # noqa: E402
 from perceiver_flow_ros.training.textures import Textures  # noqa: E402
 
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
@@ -30,6 +36,52 @@ def test_flow_is_exact_where_nothing_hides_anything():
     back = (warp(second, flow) - first)[..., inside, inside].abs().mean()
     still = (second - first)[..., inside, inside].abs().mean()
     assert back < 0.35 * still and back < 0.03
+
+
+def test_pairs_both_ways_are_exchanged_and_exact_in_both():
+    """What a pair's reverse says of its motion fits the images as well as the pair's own flow."""
+    torch.manual_seed(5)
+    motion = Motion(smallest=2, largest=12, layers=3, augment=False, both_ways=True)
+    first, second, flow = make_pairs(8, 96, 128, TEXTURES, motion)
+    assert torch.equal(first[:4], second[4:]) and torch.equal(second[:4], first[4:])
+    known = torch.isfinite(flow)
+    assert known[:4].all() and 0.7 < known[4:].float().mean() < 1
+    back = (warp(second, flow.nan_to_num()) - first).abs().mean(1)[known[:, 0]].median()
+    still = (second - first).abs().mean(1)[known[:, 0]].median()
+    assert back < 0.2 * still
+    back = (warp(second, flow.nan_to_num()) - first).abs().mean(1)[4:][known[4:, 0]].median()
+    assert back < 0.2 * still
+    with pytest.raises(ValueError, match='make it even'):
+        make_pairs(3, 96, 128, TEXTURES, motion)
+
+
+def test_flow_that_is_not_known_teaches_nothing():
+    """The loss, and its gradient, are those of the known part alone."""
+    truth = torch.randn(2, 2, 16, 16)
+    flow = torch.randn(2, 2, 8, 8, requires_grad=True)
+    truth[:, :, :, 8:] = float('nan')
+    loss = sequence_loss([flow], truth, 0.8)
+    alone = sequence_loss([flow[..., :4]], truth[..., :8], 0.8)
+    assert loss.item() == pytest.approx(alone.item() / 2)
+    gradient = torch.autograd.grad(loss, flow)[0]
+    assert torch.isfinite(gradient).all() and not gradient[..., 4:].any()
+    assert gradient[..., :4].all()
+
+
+def test_shaking_blurs_along_its_direction_and_fog_hides():
+    image = torch.zeros(2, 3, 41, 41)
+    image[:, :, 20, 20] = 1
+    blurred = shake(image, torch.tensor([0., torch.pi / 2]), torch.tensor([8., 8.]))
+    assert blurred.sum((2, 3)).allclose(torch.ones(2, 3), atol=1e-5)
+    wide = (blurred[:, 0] > 0.05).float()
+    assert wide[0].sum(1).max() >= 8 and wide[0].sum(0).max() <= 2     # along x
+    assert wide[1].sum(0).max() >= 8 and wide[1].sum(1).max() <= 2     # along y
+    assert shake(image, torch.zeros(2), torch.zeros(2)).allclose(image, atol=1e-5)
+    torch.manual_seed(0)
+    scene = torch.rand(2, 4, 3, 64, 64)
+    hidden = fog(scene)
+    assert hidden.min() >= 0 and hidden.max() <= 1
+    assert (hidden.std((0, 2, 3, 4)) < scene.std((0, 2, 3, 4))).all()
 
 
 def test_layers_bring_motion_edges_and_scale_bounds_the_motion():
@@ -108,3 +160,4 @@ def test_the_command_pauses_resumes_and_leaves_weights_that_load(tmp_path, capsy
     assert estimator.name == 'lite'
     assert estimator(*np.zeros((2, 40, 50, 3), np.uint8)).shape == (40, 50, 2)
     assert main(['train', str(tmp_path / 'run'), '--pairs', '0']) == 2
+    assert main(['train', str(tmp_path / 'run'), '--plain', '--batch', '3']) == 2

@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--largest', type=float, default=36.0, metavar='PX', help='largest motion scale (36)'
     )
     parser.add_argument(
-        '--plain', action='store_true', help='no photometric changes, blur or noise: last phase'
+        '--plain',
+        action='store_true',
+        help='the last phase: no photometric changes, fog, blur or noise, and every pair forward '
+        'and reversed',
     )
     parser.add_argument('--evaluate-every', type=int, default=3000, metavar='PAIRS')
     parser.add_argument('--seed', type=int, default=0)
@@ -61,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ('pairs', 'batch', 'evaluate_every'):
         if getattr(args, name) < 1:
             raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}, expected >= 1')
+    if args.plain and args.batch % 2:
+        raise ValueError(f'--batch is {args.batch}, expected an even number with --plain: every '
+                         'pair comes forward and reversed')
     if min(args.size) < 64:
         raise ValueError(f'--size is {args.size}, expected at least 64 pixels each way')
     device = resolve_device(args.device)
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         height=args.size[0],
         width=args.size[1],
         learning_rate=args.learning_rate,
-        motion=Motion(largest=args.largest, augment=not args.plain),
+        motion=Motion(largest=args.largest, augment=not args.plain, both_ways=args.plain),
         autocast=device != 'cpu',
         seed=args.seed,
     )

@@ -11,6 +11,21 @@ from torch.nn import functional as F
 TOKEN = 4   # pixels of the level per token and axis
 
 
+def warp(image: Tensor, flow: Tensor) -> Tensor:
+    """``image`` (B, C, h, w) sampled at pixel + flow (B, 2, h, w); border repeated."""
+    h, w = image.shape[-2:]
+    y = torch.arange(h, device=image.device, dtype=flow.dtype)[:, None]
+    x = torch.arange(w, device=image.device, dtype=flow.dtype)
+    grid = torch.stack([(x + flow[:, 0]) * (2 / w) + (1 / w - 1),
+                        (y + flow[:, 1]) * (2 / h) + (1 / h - 1)], -1)
+    return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
+
+
+def spread(flow: Tensor) -> Tensor:
+    """Flow (B, 2, h, w) of tokens, in pixels, at every pixel: (B, 2, 4h, 4w)."""
+    return F.interpolate(flow, scale_factor=TOKEN, mode='bilinear', align_corners=False)
+
+
 def local_contrast(frame: Tensor) -> Tensor:
     """Channels less their mean over 9x9 pixels: a change of exposure is not motion."""
     return frame - box_sum(frame) / box_sum(torch.ones_like(frame[:1, :1]))

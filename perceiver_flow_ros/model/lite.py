@@ -2,12 +2,13 @@
 """The lite variant: a small Perceiver IO that estimates flow coarse to fine.
 
 One network serves every pyramid level, at 1/4 of the level's resolution. Its preprocessor gathers
-what can be measured: the best match of every token's surroundings (a local cost volume, as in
-PWC-Net, https://arxiv.org/abs/1709.02371, here of the pixels themselves), then the least-squares
-motion of Lucas and Kanade. Convolutional tokens of that evidence are read by latents (encode),
-which process the global motion, and every token queries them (decode, with query residual) for
-what is still missing. A convex combination of neighbours takes the result from the tokens to
-pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3).
+what can be measured: matches over the whole frame (at two levels), the best match of every
+token's surroundings (a local cost volume, as in PWC-Net, https://arxiv.org/abs/1709.02371, here of
+the pixels themselves), then the least-squares motion of Lucas and Kanade. Convolutional tokens of
+that evidence are read by latents (encode), which process the global motion, and every token
+queries them (decode, with query residual) for what is still missing. A convex combination of
+neighbours takes the result from the tokens to pixels (as in RAFT,
+https://arxiv.org/abs/2003.12039, section 3.3).
 """
 from dataclasses import dataclass
 import math
@@ -18,8 +19,17 @@ from perceiver_flow_ros.model.evidence import (
     lucas_kanade,
     matching_cost,
     median,
+    spread,
     TOKEN,
+    warp,
     window_mean,
+)
+from perceiver_flow_ros.model.matching import (
+    best_candidate,
+    distant_matches,
+    MOST_TOKENS,
+    neighbours,
+    REACH,
 )
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 import torch
@@ -92,27 +102,12 @@ def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
     return torch.cat([position, angle.sin().flatten(1), angle.cos().flatten(1)], 1)
 
 
-def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """``image`` (B, C, h, w) sampled at pixel + flow (B, 2, h, w); border repeated."""
-    h, w = image.shape[-2:]
-    y = torch.arange(h, device=image.device, dtype=flow.dtype)[:, None]
-    x = torch.arange(w, device=image.device, dtype=flow.dtype)
-    grid = torch.stack([(x + flow[:, 0]) * (2 / w) + (1 / w - 1),
-                        (y + flow[:, 1]) * (2 / h) + (1 / h - 1)], -1)
-    return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
-
-
-def spread(flow: Tensor) -> Tensor:
-    """Flow (B, 2, h, w) of tokens, in pixels, at every pixel: (B, 2, 4h, 4w)."""
-    return F.interpolate(flow, scale_factor=TOKEN, mode='bilinear', align_corners=False)
-
-
-def resize_flow(flow: Tensor, h: int, w: int) -> Tensor:
+def resize_flow(flow: Tensor, h: int, w: int, mode: str = 'bilinear') -> Tensor:
     """Flow (B, 2, h0, w0) on another grid, its two components scaled each by its own factor."""
     if flow.shape[-2:] == (h, w):
         return flow
     x, y = w / flow.shape[-1], h / flow.shape[-2]
-    u, v = F.interpolate(flow, (h, w), mode='bilinear', align_corners=False).unbind(1)
+    u, v = F.interpolate(flow, (h, w), mode=mode).unbind(1)
     return torch.stack([u * x, v * y], 1)       # (no tensor from the host: CUDA graphs)
 
 
@@ -170,16 +165,18 @@ class LitePerceiver(nn.Module):
         self.flow.bias.data[2:] = 2.
         self.mask.bias.data = bilinear_logits().flatten()
 
-    def residual(self, previous: Tensor, current: Tensor, flow: Tensor) -> Tensor:
+    def residual(self, previous: Tensor, current: Tensor, flow: Tensor,
+                 candidates: list[Tensor]) -> Tensor:
         """Flow (B, 2, h, w) at one level improved by one pass of the network.
 
         ``previous``, ``current``: normalised frames (B, 3, h, w) of the level, h and w multiples
-        of 4; ``flow``: the estimate so far, pixels of the level.
+        of 4; ``flow``: the estimate so far, pixels of the level; ``candidates``: what the tokens
+        may take instead (see `best_candidate`), if any.
         """
         # Preprocess: what matching says, then what the gradients say, then what they leave open.
         batch, _, h, w = flow.shape
         contrast = local_contrast(previous)
-        before, coarse, cost = self.measure(contrast, current, flow)
+        before, coarse, cost = self.measure(contrast, current, flow, candidates)
         warped = warp(current, spread(coarse))
         gradient = lucas_kanade(contrast, local_contrast(warped))
         detail = coarse - window_mean(coarse, 5)
@@ -204,15 +201,19 @@ class LitePerceiver(nn.Module):
         return convex_upsample(coarse + residual, self.mask(hidden))
 
     @torch.no_grad()
-    def measure(self, contrast: Tensor, current: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
-        """Flow at the tokens as it came and after matching and Lucas-Kanade, and the costs.
+    def measure(self, contrast: Tensor, current: Tensor, flow: Tensor,
+                candidates: list[Tensor]) -> tuple[Tensor, ...]:
+        """Flow at the tokens as it came (or a better candidate), after matching and
+        Lucas-Kanade, and the costs.
 
         ``contrast``: of the previous frame, (B, 3, h, w).
         """
         before = F.avg_pool2d(flow, TOKEN)
-        grey = warp(current.mean(1, keepdim=True), spread(before))
-        cost = matching_cost(contrast.mean(1, keepdim=True), local_contrast(grey),
-                             self.config.radius)
+        first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
+        if candidates:
+            before = best_candidate(first, second, before, candidates)
+        grey = warp(second, spread(before))
+        cost = matching_cost(first, local_contrast(grey), self.config.radius)
         coarse = median(before + best_match(cost, self.config.radius))
         gradient = lucas_kanade(contrast, local_contrast(warp(current, spread(coarse))))
         return before, median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
@@ -236,11 +237,18 @@ class LitePerceiver(nn.Module):
         flows: list[Tensor] = []
         flow = previous.new_zeros(len(previous), 2, *sizes[-1])
         last = min(finest, len(sizes) - 1)
+        matched = matching_level(sizes)
         for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
             a, b = frames[level].chunk(2)
+            candidates: list[Tensor] = []
+            if level == matched:
+                match = distant_matches(a, b)
+                candidates = [match, *(x for n in REACH for x in neighbours(match, n))]
+            elif level == matched - 1 < len(sizes) - 1:
+                candidates = [resize_flow(match, h // TOKEN, w // TOKEN, 'nearest')]
             for _ in range(1 if level == last else PASSES):
-                flow = self.residual(a, b, resize_flow(flow.detach(), h, w))
+                flow = self.residual(a, b, resize_flow(flow.detach(), h, w), candidates)
             flows.append(flow)
         return flows
 
@@ -251,6 +259,12 @@ def normalise(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
     scale = (first.square() + second.square()).mean((1, 2, 3), keepdim=True) / 2
     unit = (scale + 1e-4).rsqrt()
     return first * unit, second * unit
+
+
+def matching_level(sizes: list[tuple[int, int]]) -> int:
+    """Level whose tokens are looked for everywhere: the third, coarser for large images."""
+    small = [k for k, (h, w) in enumerate(sizes) if h * w <= MOST_TOKENS * TOKEN ** 2]
+    return max(2, small[0] if small else len(sizes))
 
 
 def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:

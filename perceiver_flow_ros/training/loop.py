@@ -2,7 +2,7 @@
 """Training of the lite variant on synthetic pairs; the same code on CPU and GPU."""
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 import json
 import math
@@ -39,15 +39,19 @@ class Recipe:
 def sequence_loss(flows: list[Tensor], truth: Tensor, power: float) -> Tensor:
     """Sum over levels of mean |error|^power, in pixels of each level.
 
-    Every level's target is the true flow averaged over its pixels; finer levels weigh more.
+    Every level's target is the true flow averaged over its pixels, of those where it is known
+    (not NaN); finer levels weigh more.
     """
     total = truth.new_zeros(())
+    known = torch.isfinite(truth[:, :1])
+    truth, known = torch.where(known, truth, 0), known.to(truth.dtype)
     for k, flow in enumerate(reversed(flows)):
         h, w = flow.shape[-2:]
         scale = truth.new_tensor([w / truth.shape[-1], h / truth.shape[-2]]).view(1, 2, 1, 1)
-        target = F.interpolate(truth, (h, w), mode='area') * scale
-        squared = (flow.float() - target).square().sum(1)
-        total = total + 0.75 ** k * (squared + 1e-4).pow(power / 2).mean()
+        weight = F.interpolate(known, (h, w), mode='area')
+        target = F.interpolate(truth, (h, w), mode='area') / weight.clamp(min=1e-6) * scale
+        squared = (flow.float() - target).square().sum(1, keepdim=True)
+        total = total + 0.75 ** k * ((squared + 1e-4).pow(power / 2) * weight).mean()
     return total
 
 
@@ -131,7 +135,8 @@ class Trainer:
     def validation(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """48 pairs of textures that are never trained on, always the same."""
         torch.manual_seed(12345)
-        return [make_pairs(4, 192, 256, self.held_out, self.recipe.motion) for _ in range(12)]
+        motion = replace(self.recipe.motion, both_ways=False)
+        return [make_pairs(4, 192, 256, self.held_out, motion) for _ in range(12)]
 
     @property
     def state_file(self) -> Path:

@@ -7,6 +7,7 @@ I2(x) = T(x) and I1(x) = T(x + f(x)), the same for its mask. So the flow of what
 is f exactly, occlusions included, and nothing has to be inverted.
 """
 from dataclasses import dataclass
+import math
 
 from perceiver_flow_ros.training.textures import Textures
 import torch
@@ -21,7 +22,8 @@ class Motion:
     smallest: float = 0.5       # pixels: the scale of a pair's motion is log-uniform between both
     largest: float = 36.0
     layers: int = 6             # foreground layers at most
-    augment: bool = True        # photometric changes between the frames, blur and noise
+    augment: bool = True        # photometric changes between the frames, fog, blur and noise
+    both_ways: bool = False     # every pair also with its frames exchanged
 
 
 def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
@@ -123,8 +125,30 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, kernel.view(n * 3, 1, 9, 1), groups=n * 3).view(n, 3, h, w)
 
 
+def shake(image: Tensor, angle: Tensor, length: Tensor) -> Tensor:
+    """Motion blur of (n, 3, h, w): a line of ``length`` pixels (n,), up to 9, in a direction."""
+    n, _, h, w = image.shape
+    line = torch.arange(-4, 5, device=image.device)
+    along = line * angle.cos().view(-1, 1, 1) + line[:, None] * angle.sin().view(-1, 1, 1)
+    across = line[:, None] * angle.cos().view(-1, 1, 1) - line * angle.sin().view(-1, 1, 1)
+    kernel = (length.view(-1, 1, 1) / 2 + 0.5 - along.abs()).clamp(0, 1) * (
+        1 - across.abs()).clamp(min=0)
+    kernel = (kernel / kernel.sum((1, 2), keepdim=True)).repeat_interleave(3, 0)[:, None]
+    x = F.pad(image.reshape(1, n * 3, h, w), (4, 4, 4, 4), mode='replicate')
+    return F.conv2d(x, kernel, groups=n * 3).view(n, 3, h, w)
+
+
+def fog(both: Tensor) -> Tensor:
+    """Hide (2, n, 3, h, w) behind a veil that thickens and thins, and stays where it is."""
+    _, n, _, h, w = both.shape
+    device = str(both.device)
+    dense = 0.7 * torch.rand(n, 1, 1, 1, device=device)
+    veil = dense * (0.5 + 0.4 * smooth_field(n, 1, h, w, 3, device)).clamp(0, 1)
+    return both * (1 - veil) + uniform(0.4, 1, n, 3, 1, 1, device=device) * veil
+
+
 def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Exposure, white balance, gamma, blur and noise: much in common, a little of each one's."""
+    """Fog, exposure, white balance, gamma, blur, noise: much in common, a little of each one's."""
     n, device = len(first), str(first.device)
     both = torch.stack([first, second])
 
@@ -133,6 +157,12 @@ def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         each = torch.randn(2, n, channels, 1, 1, device=device) * own
         return shared + each * torch.rand(1, n, 1, 1, 1, device=device) ** 3
 
+    if torch.rand(1) < 0.2:         # (of the batches: they cost time)
+        both = fog(both)
+    if torch.rand(1) < 0.2:
+        angle = uniform(0, torch.pi, n, device=device).repeat(2)
+        length = 8 * torch.rand(2 * n, device=device) ** 2
+        both = shake(both.flatten(0, 1), angle, length).view_as(both)
     grey = (torch.rand(1, n, 1, 1, 1, device=device) < 0.15).float()
     both = both * (1 - grey) + both.mean(2, keepdim=True) * grey
     both = both.clamp(1e-3, 1) ** vary(0.25, 0.12, 1).exp()
@@ -144,6 +174,27 @@ def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
+def reversed_flow(flow: Tensor, grid: Tensor, steps: int = 12) -> Tensor:
+    """Flow back b, on the second frame's grid, with b(y) = -f(y + b(y)), by iteration.
+
+    (n, 2, h, w) -> (n, 2, h, w); NaN where that does not converge to a tenth of a pixel, or what
+    moves comes from outside of the first frame.
+    """
+    size = flow.new_tensor([flow.shape[-1], flow.shape[-2]]).view(1, 2, 1, 1)
+
+    def at(points: Tensor) -> Tensor:
+        place = ((points + 0.5) * 2 / size - 1).permute(0, 2, 3, 1)
+        return F.grid_sample(flow, place, padding_mode='border', align_corners=False)
+
+    back = -at(grid - flow)
+    for _ in range(steps):
+        back = -at(grid + back)
+    origin = grid + back
+    good = (((origin >= 0) & (origin <= size - 1)).all(1, keepdim=True)
+            & ((back + at(origin)).norm(dim=1, keepdim=True) < 0.1))
+    return back.masked_fill(~good, math.nan)
+
+
 @torch.no_grad()
 def make_pairs(count: int, height: int, width: int, textures: Textures,
                motion: Motion = Motion()) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,8 +204,14 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     -------
     previous, current : (count, 3, height, width) float, 0..1.
     flow : (count, 2, height, width) float, pixels, exact for what is seen in ``previous``, also
-        where it is hidden or outside in ``current``.
+        where it is hidden or outside in ``current``. With ``motion.both_ways`` the second half
+        of the pairs are the first half's, exchanged (``count`` must be even); NaN in their flow
+        is not known.
     """
+    if motion.both_ways:
+        if count % 2:
+            raise ValueError(f'{count} pairs cannot be pairs and their reverse: make it even')
+        count //= 2
     device = textures.device
     margin = 24
     y = torch.arange(height, device=device, dtype=torch.float32)
@@ -185,11 +242,18 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
         colour = sample(texture, points, margin)
         if layer == 0:
             canvas, truth = colour, flow
+            back = reversed_flow(flow, here) if motion.both_ways else None
             continue
         mask = shape_mask(seen)
         canvas[chosen] = canvas[chosen] * (1 - mask) + colour * mask
         truth[chosen] = torch.where(mask[..., :width] > 0.5, flow, truth[chosen])
+        if back is not None:
+            back[chosen] = torch.where(mask[..., width:] > 0.5, reversed_flow(flow, here),
+                                       back[chosen])
     first, second = canvas.split(width, 3)
     if motion.augment:
         first, second = photometric(first, second)
+    if back is not None:
+        first, second = torch.cat([first, second]), torch.cat([second, first])
+        truth = torch.cat([truth, back])
     return first, second, truth
