@@ -261,6 +261,27 @@ def test_evaluate_says_what_is_wrong(capsys, tmp_path):
     assert 'frame10.png is 90x70' in refused(capsys, 'evaluate', tmp_path, '--model', 'dis')
 
 
+@pytest.mark.slow
+def test_pairs_are_made_and_evaluate_reads_them(capsys, tmp_path):
+    """A drive's pairs have truth for all pixels and for those the second frame shows."""
+    pytest.importorskip('torch')
+    drive, layers = tmp_path / 'drive', tmp_path / 'layers'
+    assert main(['pairs', str(drive), '--count', '1']) == 0
+    assert main(['pairs', str(layers), '--kind', 'layers', '--count', '1', '--seed', '2']) == 0
+    capsys.readouterr()
+    means = []
+    for command in ([drive], [drive, '--non-occluded'], [layers]):
+        assert main(['evaluate', *map(str, command), '--model', 'dis', '--json']) == 0
+        means.append(json.loads(capsys.readouterr().out)['mean'])
+    occluded, visible, far = means
+    assert visible['zero']['pixels'] < 0.9 * occluded['zero']['pixels']
+    assert visible['model']['epe'] < 0.5 * visible['zero']['epe']
+    assert visible['model']['epe'] < 0.5 * occluded['model']['epe']
+    assert 30 <= far['zero']['epe'] <= 100 and far['zero']['pixels'] == 480 * 640
+    assert '--count is 0' in refused(capsys, 'pairs', drive, '--count', 0)
+    assert '--kind layers' in refused(capsys, 'pairs', drive, '--textures', tmp_path)
+
+
 def test_evaluate_on_real_pairs(capsys, flow_data):
     assert main(['evaluate', str(flow_data), '--model', 'dis', '--json']) == 0
     report = json.loads(capsys.readouterr().out)

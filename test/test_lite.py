@@ -88,6 +88,8 @@ def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     best = matching.best_candidate(contrast, second, still, [moved])[0]
     assert (best[0, where] == 36).float().mean() > 0.9
     assert (best[0, ~where] == 0).float().mean() > 0.9
+    away = still - 400       # out of the frame: nothing there explains better, it stays
+    assert torch.equal(matching.best_candidate(contrast, second, away, [moved]), away)
     unknown = torch.full_like(moved, torch.nan)
     assert torch.equal(matching.best_candidate(contrast, second, still, [unknown]), still)
 

@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='estimate the flow back, too, and tell how well the confidence from both sorts the '
         'errors: AUSE, the area under the sparsification error (0 is perfect)',
     )  # fmt: skip
+    parser.add_argument(
+        '--non-occluded', action='store_true',
+        help='KITTI: count only what the second frame shows, flow_noc/ instead of flow_occ/',
+    )  # fmt: skip
     add_estimator_arguments(parser)
     parser.epilog = f'{parser.epilog}\n\nlayouts:{LAYOUTS}'
 
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.root.is_dir():
         raise NotADirectoryError(20, 'No such folder', str(args.root))
-    pairs = sorted(find_pairs(args.root), key=lambda pair: pair.name)
+    pairs = sorted(find_pairs(args.root, args.non_occluded), key=lambda pair: pair.name)
     if not pairs:
         raise ValueError(
             f'{args.root}: no image pairs with true flow found in any of the layouts looked for: '
@@ -131,12 +135,12 @@ def timed(estimator: FlowEstimator, frames: tuple) -> tuple[np.ndarray, float]:
 # Where pairs are found
 
 
-def find_pairs(root: Path) -> Iterator[Pair]:
+def find_pairs(root: Path, non_occluded: bool = False) -> Iterator[Pair]:
     """Find the pairs of every known layout below a folder (see LAYOUTS)."""
     for truth in root.rglob('*.flo'):
         yield from middlebury(truth, root) or flying_chairs(truth, root) or sintel(truth, root)
     for truth in root.rglob('*_10.png'):
-        yield from kitti(truth, root)
+        yield from kitti(truth, root, non_occluded)
 
 
 def middlebury(truth: Path, root: Path) -> list[Pair]:
@@ -190,12 +194,13 @@ def sintel(truth: Path, root: Path) -> list[Pair]:
     )
 
 
-def kitti(truth: Path, root: Path) -> list[Pair]:
+def kitti(truth: Path, root: Path, non_occluded: bool = False) -> list[Pair]:
     """NNNNNN_10.png and _11.png beside flow_occ/ (else flow_noc/), KITTI 2015 or 2012."""
     base = truth.parents[1]
-    if truth.parent.name == 'flow_noc' and (base / 'flow_occ' / truth.name).is_file():
+    wanted, other = ('flow_noc', 'flow_occ')[:: 1 if non_occluded else -1]
+    if truth.parent.name == other and (base / wanted / truth.name).is_file():
         return []
-    if truth.parent.name not in ('flow_occ', 'flow_noc'):
+    if truth.parent.name not in (wanted, other):
         return []
     second = truth.name.replace('_10.png', '_11.png')
     folders = [base / kind for kind in ('image_2', 'colored_0', 'image_0')]

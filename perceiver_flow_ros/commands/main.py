@@ -12,7 +12,7 @@ import sys
 
 SUBCOMMANDS = (
     'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'odometry', 'train', 'fetch_weights',
-    'demo', 'soak',
+    'demo', 'soak', 'pairs',
 )  # fmt: skip
 
 

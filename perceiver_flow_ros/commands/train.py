@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from perceiver_flow_ros.model.weights import load_lite, save_lite
     from perceiver_flow_ros.training.loop import Recipe, start_workers, Trainer
     from perceiver_flow_ros.training.synthesis import Motion
-    from perceiver_flow_ros.training.textures import Textures
+    from perceiver_flow_ros.training.textures import HELD_OUT, Textures
     import torch
     from tqdm import tqdm
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--size is {args.size}, expected at least 64 pixels each way')
     device = resolve_device(args.device)
     start_workers(device)
-    textures, held_out = Textures(args.textures, device).split(8)
+    textures, held_out = Textures(args.textures, device).split(HELD_OUT)
     recipe = Recipe(
         pairs=args.pairs,
         batch=args.batch,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 MOST_TOKENS = 2048      # of the level where matches are looked for: the search grows as its square
 PATCH = 16              # pixels of the level that are compared, as means of 2x2
 STEP = 2                # pixels of the level between the places that are looked at
-REACH = (1, 3)          # tokens: whose matches a token may take
+REACH = (1, 2, 3)       # tokens: whose matches a token may take
 PRICE = 0.1             # of leaving the flow so far, in units of the mean cost
 
 
@@ -72,6 +72,7 @@ def best_candidate(contrast: Tensor, current: Tensor, flow: Tensor,
                    candidates: list[Tensor]) -> Tensor:
     """Give the flow so far, or the candidate that explains a token's surroundings better.
 
+    A flow that leaves the frame stays: what is not seen cannot be explained by anything better.
     ``contrast``: local contrast of the previous frame's grey (B, 1, h, w), ``current``: grey
     (B, 1, h, w), ``flow``, ``candidates``: (B, 2, h/4, w/4) pixels of the level -> the like.
     """
@@ -82,5 +83,13 @@ def best_candidate(contrast: Tensor, current: Tensor, flow: Tensor,
     cost = cost.unflatten(0, (len(flows), -1))                  # (flows, B, 1, h/4, w/4)
     cost = cost / (cost.mean(0, keepdim=True) + 0.02)
     cost[1:] += PRICE
-    best = cost.min(0, keepdim=True).indices
-    return flows.gather(0, best.expand(-1, -1, 2, -1, -1))[0]
+    best = flows.gather(0, cost.min(0, keepdim=True).indices.expand(-1, -1, 2, -1, -1))[0]
+    return torch.where(leaves(flow), flow, best)
+
+
+def leaves(flow: Tensor) -> Tensor:
+    """Tell which tokens' centres the flow (B, 2, h, w), pixels, takes out of the frame."""
+    x, y = (TOKEN * (torch.arange(n, device=flow.device) + 0.5) for n in flow.shape[:1:-1])
+    x, y = x + flow[:, :1], y[:, None] + flow[:, 1:]
+    h, w = (TOKEN * n for n in flow.shape[-2:])
+    return (x < 0) | (x > w) | (y < 0) | (y > h)

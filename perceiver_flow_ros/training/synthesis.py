@@ -42,7 +42,7 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     """Forward flow fields (count, 2, height, width) in pixels, of about ``scale`` (count,).
 
     Translation + affine deformation + motion parallax (a direction and an expansion times a smooth
-    inverse depth) + smooth non-rigid motion, in random proportions.
+    inverse depth) + smooth non-rigid motion + a drive between planes, in random proportions.
     """
     size = max(height, width) / 2
     y = (torch.arange(height, device=device) - height / 2) / size
@@ -72,9 +72,19 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     parallax = depth * parallax * (direction() + grid * torch.randn(count, 1, 1, 1, device=device))
     bend = torch.minimum(scale * share(2) * 0.6, torch.full_like(scale, 0.06 * size))
     bend = smooth_field(count, 2, height, width, 5, device) * bend
-    moves = (torch.rand(count, 3, 1, 1, 1, device=device) < 0.6).float()
+    # A drive: ground, walls and ceiling as planes, that is, of linear inverse depth; what is near
+    # leaves the frame, as in front of a car.
+    planes = torch.randn(count, 3, 2, 1, 1, device=device)
+    inverse_depth = (planes * grid[:, None]).sum(2) + uniform(-0.5, 0.3, count, 3, 1, 1,
+                                                             device=device)
+    inverse_depth = inverse_depth.amax(1, keepdim=True).clamp(0, 1.5)
+    ahead = grid - 0.3 * torch.randn(count, 2, 1, 1, device=device)     # from the focus
+    forward = torch.where(share() < 0.8, 1.0, -1.0)
+    drive = torch.minimum(2 * scale * share(0.7), torch.full_like(scale, 0.4 * size))
+    drive = ahead * inverse_depth * drive * forward
+    moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
     return (direction() * scale * share(0.7) + affine * moves[:, 0] + parallax * moves[:, 1]
-            + bend * moves[:, 2])
+            + bend * moves[:, 2] + drive * moves[:, 3])
 
 
 def shape_mask(points: Tensor) -> Tensor:

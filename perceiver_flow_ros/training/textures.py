@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.ppm', '.bmp'}
+HELD_OUT = 8  # every so many-th photograph is for evaluation only
 SIDE = 640  # pixels of the shorter side: downscaling gives a photograph detail at pixel scale
 
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image pairs with exact flow to evaluate on, made here: fast drives, or layers that move far."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+HELP = 'write image pairs with exact flow, in the layout of KITTI, for `evaluate` to read'
+EXAMPLE = 'perceiver_flow pairs /tmp/drive && perceiver_flow evaluate /tmp/drive'
+
+RATE = 10.0  # Hz, as KITTI's
+SPEEDS = 9.0, 12.0, 15.0  # m/s
+FARTHEST = 400.0  # px: what goes farther is not counted (KITTI's file holds 512)
+LAYERS_SIZE = 480, 640
+LAYERS_MOTION = 30.0, 100.0  # px, mean over a pair
+LAYERS_SCALE = 160.0  # px, of the largest single motion
+
+
+class MadePair(NamedTuple):
+    """Two frames (H, W, 3) uint8, the flow between them, and what of it the second one shows."""
+
+    previous: np.ndarray
+    current: np.ndarray
+    flow: np.ndarray  # (H, W, 2) px
+    visible: np.ndarray | None  # (H, W) bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this subcommand's arguments."""
+    parser.add_argument('folder', type=Path, help='where image_2/, flow_occ/ (and _noc/) are put')
+    parser.add_argument(
+        '--kind', choices=('drive', 'layers'), default='drive',
+        help='drive (default): rendered streets, 1242x376, at 9 to 15 m/s and 10 Hz; layers: '
+        'photographs and shapes, 640x480, that move by 30 to 100 px in the mean',
+    )  # fmt: skip
+    parser.add_argument('--count', type=int, default=12, metavar='N', help='pairs (12)')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument(
+        '--textures', type=Path, action='append', metavar='DIR',
+        help='photographs for layers, as in train: the eighth that training leaves out is used',
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the pairs and write them."""
+    from perceiver_flow_ros.flow.files import write_flow, write_image
+    from tqdm import tqdm
+
+    if args.count < 1:
+        raise ValueError(f'--count is {args.count}, expected at least 1')
+    if args.textures and args.kind == 'drive':
+        raise ValueError('--textures are for --kind layers: drives bring their own')
+    for name in ('image_2', 'flow_occ', *(['flow_noc'] if args.kind == 'drive' else [])):
+        (args.folder / name).mkdir(parents=True, exist_ok=True)
+    made = drives(args.seed) if args.kind == 'drive' else layers(args.seed, args.textures)
+    bar = tqdm(range(args.count), unit='pair', disable=None, file=sys.stderr)
+    for i, pair in zip(bar, made):
+        for k, image in ((10, pair.previous), (11, pair.current)):
+            write_image(args.folder / f'image_2/{i:06d}_{k}.png', image)
+        far = ~(np.abs(pair.flow).max(2) < FARTHEST)
+        write_flow(args.folder / f'flow_occ/{i:06d}_10.png', masked(pair.flow, far))
+        if pair.visible is not None:
+            hidden = masked(pair.flow, far | ~pair.visible)
+            write_flow(args.folder / f'flow_noc/{i:06d}_10.png', hidden)
+    print(f'{args.count} pairs in {args.folder}')
+    return 0
+
+
+def masked(flow: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Give the flow with NaN in some pixels."""
+    return np.where(where[..., None], np.nan, flow).astype(np.float32)
+
+
+def drives(seed: int) -> Iterator[MadePair]:
+    """Render street after street, at each of the speeds, as a camera like KITTI's sees it."""
+    from perceiver_flow_ros.training import scene
+
+    camera = scene.Camera(1242, 376, 720.0, 720.0, 620.5, 187.5)
+    while True:
+        street = scene.Scene.street(seed)
+        for k, speed in enumerate(SPEEDS):
+            times = 0.5 + k, 0.5 + k + 1 / RATE
+            first, second = (
+                street.render(scene.swerve(t, speed), camera, t, noise=1.0, seed=2 * k + i)
+                for i, t in enumerate(times)
+            )
+            yield MadePair(first.image, second.image, *scene.exact_flow(first, second))
+        seed += 1
+
+
+def layers(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
+    """Make pairs as in training, of photographs it leaves out, that move far."""
+    from perceiver_flow_ros.training.synthesis import make_pairs, Motion
+    from perceiver_flow_ros.training.textures import HELD_OUT, Textures
+    import torch
+
+    held_out = Textures(textures).split(HELD_OUT)[1]
+    motion = Motion(smallest=LAYERS_MOTION[0], largest=LAYERS_SCALE)
+    torch.manual_seed(seed)
+    while True:
+        *frames, flow = make_pairs(1, *LAYERS_SIZE, held_out, motion)
+        if LAYERS_MOTION[0] <= flow.norm(dim=1).mean() <= LAYERS_MOTION[1]:
+            first, second = (
+                (frame[0].permute(1, 2, 0) * 255).round().byte().numpy() for frame in frames
+            )
+            yield MadePair(first, second, flow[0].permute(1, 2, 0).numpy(), None)
