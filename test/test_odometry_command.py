@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from odometry_rig import DRIVES, street, VIEW, views
 from perceiver_flow_ros.commands.main import main
+from perceiver_flow_ros.commands.odometry import slopes
 from perceiver_flow_ros.odometry.geometry import inverse
 import pytest
 
@@ -52,9 +53,23 @@ def test_the_motion_of_a_rendered_drive_is_measured(sequence, capsys):
     assert row['ours']['rotation_deg'] < 0.1 and row['ours']['direction_deg'] < 2
     assert row['opencv']['rotation_deg'] < 1 and row['seconds'] > 0
     assert abs(row['distance_error']) < 0.05 and row['speed_error'] < 0.08
+    assert row['slopes'] == {}  # it does not turn
     closure = report['closure']
     assert closure['pairs'] == 2 and closure['rotation_deg'] < 0.1
     assert 0 < closure['deviation'] < 10 and 0 < row['deviation'] < 20
+
+
+def test_slopes_tell_whose_the_noise_is():
+    """With as much noise as signal in one of the two, the slope on it falls to a half."""
+    rng = np.random.default_rng(0)
+    signal, noise = rng.normal(size=(2, 4000, 3))
+    mine = slopes(list(zip(signal + noise, signal)))
+    assert mine['true_on_estimated'] == pytest.approx(0.5, abs=0.05)
+    assert mine['estimated_on_true'] == pytest.approx(1, abs=0.05)
+    poses = slopes(list(zip(signal, signal + noise)))
+    assert poses['true_on_estimated'] == pytest.approx(1, abs=0.05)
+    assert poses['estimated_on_true'] == pytest.approx(0.5, abs=0.05)
+    assert slopes([]) == {}
 
 
 def test_wrong_poses_are_told_as_errors(sequence, tmp_path, capsys):

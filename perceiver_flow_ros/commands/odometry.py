@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.commands._odometry_table import table
 from perceiver_flow_ros.commands._sequences import find_sequence, Sequence
 from perceiver_flow_ros.commands.options import add_estimator_arguments, estimator_from
 from perceiver_flow_ros.flow.estimator import FlowEstimator
@@ -27,6 +28,7 @@ LAYOUTS = """
   KITTI odometry  calib.txt poses.txt times.txt and one folder of images, of camera 0
   7-Scenes        frame-NNNNNN.color.png|jpg .depth.png .pose.txt (30 Hz; Kinect)"""
 THRESHOLD = 1.0  # px, of OpenCV's RANSAC
+STILL = 0.02  # deg per axis, of the true rotations
 CLOSURE_EVERY = 2  # frames from one start to the next
 CHI2_MEDIAN = 2.366  # of chi^2 with 3 degrees of freedom
 GRID = 6  # px, of the vectors OpenCV gets: the textured half of them
@@ -108,7 +110,7 @@ def measure(
 
     odometry = odometry_of(sequence, args)
     scale = odometry.settings.scale
-    ours, plain, deviations, lengths, seconds = [], [], [], [], []
+    ours, plain, deviations, lengths, seconds, turns = [], [], [], [], [], []
     kinds: Counter[str] = Counter()
     starts = range(0, len(sequence.images) - gap, args.every)
     for i in tqdm(starts, f'{gap} apart', unit='pair', disable=None, file=sys.stderr):
@@ -122,6 +124,7 @@ def measure(
         if estimate.valid:
             ours.append(errors(estimate.motion, true))
             deviations.append(squared(estimate.motion, true, turning(estimate)))
+            turns.append([rotation_vector(t[:3, :3]) for t in (estimate.motion, true)])
             if estimate.metric:
                 lengths.append([np.linalg.norm(t[:3, 3]) for t in (estimate.motion, true)])
         motion = None
@@ -138,6 +141,7 @@ def measure(
         'seconds': float(np.median(seconds)),
         'ours': medians(ours, scale == 'depth'),
         'deviation': relative(deviations),
+        'slopes': slopes(turns),
         'opencv': medians(plain, scale == 'depth'),
     }
     if lengths and scale == 'camera_height':
@@ -196,6 +200,24 @@ def relative(deviations: list[float]) -> float | None:
     return float(np.median(deviations) / CHI2_MEDIAN) if deviations else None
 
 
+def slopes(turns: list) -> dict:
+    """
+    Regress the true rotations on the estimated ones, and the other way round.
+
+    Noise lowers the slope of whatever is regressed on it (errors in variables): the first one
+    falls below 1 with the noise of the estimates, the second one with that of the true poses.
+    Nothing is told of a camera that does not turn.
+    """
+    mine, true = np.array(turns or [[[0.0] * 3] * 2]).transpose(1, 0, 2)
+    if np.degrees(np.sqrt(np.mean(true**2))) < STILL:
+        return {}
+    both = np.sum(mine * true)
+    return {
+        'true_on_estimated': float(both / np.sum(mine**2)),
+        'estimated_on_true': float(both / np.sum(true**2)),
+    }
+
+
 def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> np.ndarray | None:
     """Give OpenCV's plain estimate from the same flow: five points, or PnP with depth."""
     h, w = flow.shape[:2]
@@ -241,56 +263,3 @@ def medians(rows: list, metric: bool) -> dict:
     rotation, direction, translation = np.nanmedian(np.array(rows), axis=0)
     out = {'rotation_deg': float(rotation), 'direction_deg': float(direction)}
     return {**out, 'translation_mm': 1e3 * float(translation)} if metric else out
-
-
-# What is printed
-
-
-def table(report: dict) -> str:
-    """Lay the report out for people."""
-    lines = [
-        f'{report["sequence"]} ({report["layout"]}, {report["frames"]} frames), flow: '
-        f'{report["model"]}; medians over pairs',
-        '',
-        f'{"":39}  {"rotation":>10}  {"direction":>10}  {"translation":>11}',
-    ]
-    for row in report['gaps']:
-        apart = f'{row["gap"]} frame{"s" if row["gap"] > 1 else ""} apart'
-        plain = 'PnP' if row['scale'] == 'depth' else 'five-point'
-        for name, of in (('ours', 'ours'), (f'OpenCV {plain} RANSAC', 'opencv')):
-            figures = row[of]
-            if not figures:
-                continue
-            line = f'{apart + ", " + name:39}  {figures["rotation_deg"]:6.3f} deg'
-            line += f'  {figures["direction_deg"]:6.2f} deg'
-            if 'translation_mm' in figures:
-                line += f'  {figures["translation_mm"]:8.1f} mm'
-            lines.append(line)
-    for row in report['gaps']:
-        kinds = ', '.join(f'{n} {kind}' for kind, n in row['kinds'].items())
-        lines += [
-            '',
-            f'{row["gap"]} apart: {row["pairs"]} pairs, {row["valid"]} valid ({kinds}), '
-            f'{1e3 * row["seconds"]:.1f} ms of CPU a pair without the flow',
-        ]
-        if row['deviation'] is not None:
-            lines.append(
-                f'squared error of the rotation: {row["deviation"]:.2f} times what the covariance '
-                'tells'
-            )
-        if 'distance_error' in row:
-            lines.append(
-                f'metres from the camera height on {row["metric"]} pairs: distance '
-                f'{100 * row["distance_error"]:+.1f} %, speed {100 * row["speed_error"]:.1f} % '
-                '(median of a pair)'
-            )
-    loop = report['closure']
-    if loop['pairs']:
-        lines += [
-            '',
-            'without the true poses: the rotation over two frames differs from those of one by '
-            f'{loop["rotation_deg"]:.3f} deg;',
-            f'squared that is {loop["deviation"]:.2f} times what the covariances tell '
-            f'({loop["pairs"]} pairs)',
-        ]
-    return '\n'.join(lines)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command odometry prints."""
+
+from __future__ import annotations
+
+
+def table(report: dict) -> str:
+    """Lay the report out for people."""
+    lines = [
+        f'{report["sequence"]} ({report["layout"]}, {report["frames"]} frames), flow: '
+        f'{report["model"]}; medians over pairs',
+        '',
+        f'{"":39}  {"rotation":>10}  {"direction":>10}  {"translation":>11}',
+    ]
+    for row in report['gaps']:
+        apart = f'{row["gap"]} frame{"s" if row["gap"] > 1 else ""} apart'
+        plain = 'PnP' if row['scale'] == 'depth' else 'five-point'
+        for name, of in (('ours', 'ours'), (f'OpenCV {plain} RANSAC', 'opencv')):
+            figures = row[of]
+            if not figures:
+                continue
+            line = f'{apart + ", " + name:39}  {figures["rotation_deg"]:6.3f} deg'
+            line += f'  {figures["direction_deg"]:6.2f} deg'
+            if 'translation_mm' in figures:
+                line += f'  {figures["translation_mm"]:8.1f} mm'
+            lines.append(line)
+    for row in report['gaps']:
+        kinds = ', '.join(f'{n} {kind}' for kind, n in row['kinds'].items())
+        lines += [
+            '',
+            f'{row["gap"]} apart: {row["pairs"]} pairs, {row["valid"]} valid ({kinds}), '
+            f'{1e3 * row["seconds"]:.1f} ms of CPU a pair without the flow',
+        ]
+        if row['deviation'] is not None:
+            lines.append(
+                f'squared error of the rotation: {row["deviation"]:.2f} times what the covariance '
+                'tells'
+            )
+        if row['slopes']:
+            lines.append(
+                'rotations, slopes: true on estimated '
+                f'{row["slopes"]["true_on_estimated"]:.2f} (noise of the estimates lowers it), '
+                f'estimated on true {row["slopes"]["estimated_on_true"]:.2f} (noise of the true '
+                'poses does)'
+            )
+        if 'distance_error' in row:
+            lines.append(
+                f'metres from the camera height on {row["metric"]} pairs: distance '
+                f'{100 * row["distance_error"]:+.1f} %, speed {100 * row["speed_error"]:.1f} % '
+                '(median of a pair)'
+            )
+    loop = report['closure']
+    if loop['pairs']:
+        lines += [
+            '',
+            'without the true poses: the rotation over two frames differs from those of one by '
+            f'{loop["rotation_deg"]:.3f} deg;',
+            f'squared that is {loop["deviation"]:.2f} times what the covariances tell '
+            f'({loop["pairs"]} pairs)',
+        ]
+    return '\n'.join(lines)
