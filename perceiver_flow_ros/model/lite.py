@@ -244,7 +244,7 @@ class LitePerceiver(nn.Module):
             candidates: list[Tensor] = []
             if level == matched:
                 match = distant_matches(a, b)
-                candidates = [match, *(x for n in REACH for x in neighbours(match, n))]
+                candidates = [match, *neighbours(match, REACH)]
             elif level == matched - 1 < len(sizes) - 1:
                 candidates = [resize_flow(match, h // TOKEN, w // TOKEN, 'nearest')]
             for _ in range(1 if level == last else PASSES):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 MOST_TOKENS = 2048      # of the level where matches are looked for: the search grows as its square
 PATCH = 16              # pixels of the level that are compared, as means of 2x2
 STEP = 2                # pixels of the level between the places that are looked at
-REACH = (1, 2, 3)       # tokens: whose matches a token may take
+REACH = 2               # tokens: how far from it those are whose matches a token may take
 PRICE = 0.1             # of leaving the flow so far, in units of the mean cost
 
 
@@ -53,9 +53,9 @@ def distant_matches(previous: Tensor, current: Tensor) -> Tensor:
     with torch.autocast(previous.device.type, enabled=False):   # similar means a few thousandths
         first = descriptors(previous.float(), TOKEN)
         second = descriptors(current.float(), STEP)
-        similarity = first.transpose(1, 2) @ second             # (B, tokens, places)
-        there = similarity.max(2).indices
-        back = similarity.max(1).indices.gather(1, there)       # the token found from there
+        there = (first.transpose(1, 2) @ second).max(2).indices         # the place for each token
+        found = second.gather(2, there[:, None].expand_as(first))
+        back = (found.transpose(1, 2) @ first).max(2).indices           # the token found from it
     token = torch.arange(rows * columns, device=there.device)
     places = (w - TOKEN) // STEP + 1                            # in a row
     x, y = token % columns, token // columns
