@@ -230,6 +230,12 @@ def test_evaluate_takes_clean_and_final_and_counts_kitti_once(capsys, tmp_path):
         'MPI/training/final/cave_2/frame_0001',
     ]
     assert lines[6].split()[0] == 'mean'
+    command = ['evaluate', str(tmp_path), '--model', 'dis', '--non-occluded']
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5:2]] == ['KITTI/000000_10', 'mean']
+    (base / 'flow_noc' / '000000_10.png').unlink()  # never flow_occ/ in its place
+    assert main(command) == 2
 
 
 def test_evaluate_prints_dis_and_zero_beside_the_model(capsys, tmp_path, monkeypatch):
@@ -279,6 +285,7 @@ def test_pairs_are_made_and_evaluate_reads_them(capsys, tmp_path):
     assert visible['model']['epe'] < 0.5 * occluded['model']['epe']
     assert 30 <= far['zero']['epe'] <= 100 and far['zero']['pixels'] == 480 * 640
     assert '--count is 0' in refused(capsys, 'pairs', drive, '--count', 0)
+    assert 'holds pairs already' in refused(capsys, 'pairs', drive)
     assert '--kind layers' in refused(capsys, 'pairs', drive, '--textures', tmp_path)
 
 

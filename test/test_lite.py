@@ -22,8 +22,7 @@ def estimator():
 
 def textured(height: int, width: int):
     """One texture with detail at every scale, (1, 3, height, width) of 0..1."""
-    texture = procedural_textures(8, height, width).mean(0, keepdim=True)
-    return (0.5 + 0.2 * (texture - texture.mean()) / texture.std()).clamp(0, 1)
+    return procedural_textures(8, height, width, faint=0).mean(0, keepdim=True)
 
 
 def shifted(u: int, v: int, height: int = 96, width: int = 128):
@@ -94,6 +93,23 @@ def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     assert torch.equal(matching.best_candidate(contrast, second, still, [unknown]), still)
 
 
+def test_the_network_finds_what_is_smaller_than_the_way_it_goes(estimator, monkeypatch):
+    """An object of 96 px that goes 112 px, which the pyramid alone loses."""
+    torch.manual_seed(4)
+    ground, patch = textured(320, 400), textured(96, 96)
+    first, second = ground.clone(), ground.clone()
+    first[..., 120:216, 60:156] = patch
+    second[..., 56:152, 152:248] = patch
+
+    def found() -> np.ndarray:
+        flow = estimator(as_frame(first), as_frame(second))
+        return np.median(flow[152:184, 92:124], axis=(0, 1))
+
+    assert np.abs(found() - (92, -64)).max() < 1
+    monkeypatch.setattr(lite, 'matching_level', len)        # a level that there is not
+    assert np.abs(found()).max() < 10
+
+
 def test_the_level_of_the_matches_keeps_the_search_small():
     for height, width in ((480, 640), (1080, 1920), (2160, 3840), (436, 1024), (376, 1242)):
         sizes = lite.pyramid_sizes(height, width, 14)
@@ -155,7 +171,7 @@ def test_every_round_refines_and_none_leaves_the_flow_alone():
     assert refined(start, *frames, 0) is start
     errors = [np.abs(refined(start.copy(), *frames, rounds)[16:-16, 16:-16] - (3, 2)).mean()
               for rounds in range(4)]
-    assert errors == sorted(errors, reverse=True) and errors[3] < 0.5 * errors[0]
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.3 * errors[0]
 
 
 def test_query_stride_and_points_agree_with_the_dense_field(estimator):

@@ -69,6 +69,10 @@ def test_slopes_tell_whose_the_noise_is():
     poses = slopes(list(zip(signal, signal + noise)))
     assert poses['true_on_estimated'] == pytest.approx(1, abs=0.05)
     assert poses['estimated_on_true'] == pytest.approx(0.5, abs=0.05)
+    three = np.degrees(3**0.5)  # three axes of deviation 1 rad
+    assert poses['noise_true_deg'] == pytest.approx(three, rel=0.05)
+    assert poses['noise_estimated_deg'] < 0.2 * three
+    assert mine['noise_estimated_deg'] == pytest.approx(three, rel=0.05)
     assert slopes([]) == {}
 
 

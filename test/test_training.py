@@ -18,7 +18,13 @@ from perceiver_flow_ros.training.loop import (  # noqa: E402
     sequence_loss,
     Trainer,
 )
-from perceiver_flow_ros.training.synthesis import fog, make_pairs, Motion, shake  # noqa: E402
+from perceiver_flow_ros.training.synthesis import (  # noqa: E402
+    drive_flow,
+    fog,
+    make_pairs,
+    Motion,
+    shake,
+)
 from perceiver_flow_ros.training.textures import Textures  # noqa: E402
 
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
@@ -53,6 +59,23 @@ def test_pairs_both_ways_are_exchanged_and_exact_in_both():
     assert back < 0.2 * still
     with pytest.raises(ValueError, match='make it even'):
         make_pairs(3, 96, 128, TEXTURES, motion)
+
+
+def test_drives_have_a_focus_of_expansion_and_leave_the_far_alone():
+    torch.manual_seed(2)
+    y, x = torch.linspace(-0.75, 0.75, 24), torch.linspace(-1, 1, 32)
+    grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1])[None]
+    scale = torch.full((20, 1, 1, 1), 40.)
+    outward = 0
+    for flow in drive_flow(grid, scale, 160.):
+        u, v = flow.flatten(1)
+        assert flow.norm(dim=0).max() < 0.4 * 160 * 1.5 * 3
+        lines = torch.stack([v, -u], 1)         # every vector lies on a line through the focus
+        focus = torch.linalg.lstsq(lines, (lines * grid[0].flatten(1).T).sum(1)[:, None]).solution
+        away = grid[0].flatten(1) - focus
+        assert (u * away[1] - v * away[0]).abs().max() < 1e-3 * flow.abs().max()
+        outward += bool((flow.flatten(1) * away).sum() > 0)
+    assert 10 < outward < 20                    # four of five drive forward
 
 
 def test_flow_that_is_not_known_teaches_nothing():

@@ -37,11 +37,12 @@ def table(report: dict) -> str:
                 'tells'
             )
         if row['slopes']:
+            of = row['slopes']
             lines.append(
-                'rotations, slopes: true on estimated '
-                f'{row["slopes"]["true_on_estimated"]:.2f} (noise of the estimates lowers it), '
-                f'estimated on true {row["slopes"]["estimated_on_true"]:.2f} (noise of the true '
-                'poses does)'
+                f'rotations, slopes: true on estimated {of["true_on_estimated"]:.2f}, estimated '
+                f'on true {of["estimated_on_true"]:.2f}: noise of the estimates '
+                f'{of["noise_estimated_deg"]:.2f}, of the true poses {of["noise_true_deg"]:.2f} '
+                'deg RMS'
             )
         if 'distance_error' in row:
             lines.append(

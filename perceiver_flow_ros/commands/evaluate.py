@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         '--non-occluded', action='store_true',
-        help='KITTI: count only what the second frame shows, flow_noc/ instead of flow_occ/',
+        help="only KITTI's layout, and of it what the second frame shows: flow_noc/",
     )  # fmt: skip
     add_estimator_arguments(parser)
     parser.epilog = f'{parser.epilog}\n\nlayouts:{LAYOUTS}'
@@ -137,7 +137,7 @@ def timed(estimator: FlowEstimator, frames: tuple) -> tuple[np.ndarray, float]:
 
 def find_pairs(root: Path, non_occluded: bool = False) -> Iterator[Pair]:
     """Find the pairs of every known layout below a folder (see LAYOUTS)."""
-    for truth in root.rglob('*.flo'):
+    for truth in () if non_occluded else root.rglob('*.flo'):
         yield from middlebury(truth, root) or flying_chairs(truth, root) or sintel(truth, root)
     for truth in root.rglob('*_10.png'):
         yield from kitti(truth, root, non_occluded)
@@ -195,12 +195,11 @@ def sintel(truth: Path, root: Path) -> list[Pair]:
 
 
 def kitti(truth: Path, root: Path, non_occluded: bool = False) -> list[Pair]:
-    """NNNNNN_10.png and _11.png beside flow_occ/ (else flow_noc/), KITTI 2015 or 2012."""
+    """NNNNNN_10.png and _11.png beside flow_occ/ (else, or when told, flow_noc/), 2015 or 2012."""
     base = truth.parents[1]
-    wanted, other = ('flow_noc', 'flow_occ')[:: 1 if non_occluded else -1]
-    if truth.parent.name == other and (base / wanted / truth.name).is_file():
-        return []
-    if truth.parent.name not in (wanted, other):
+    kinds = ['flow_noc'] if non_occluded else ['flow_occ', 'flow_noc']
+    there = [kind for kind in kinds if (base / kind / truth.name).is_file()]
+    if truth.parent.name not in there[:1]:
         return []
     second = truth.name.replace('_10.png', '_11.png')
     folders = [base / kind for kind in ('image_2', 'colored_0', 'image_0')]

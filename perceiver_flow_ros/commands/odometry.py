@@ -206,15 +206,18 @@ def slopes(turns: list) -> dict:
 
     Noise lowers the slope of whatever is regressed on it (errors in variables): the first one
     falls below 1 with the noise of the estimates, the second one with that of the true poses.
-    Nothing is told of a camera that does not turn.
+    What is left of each one's square is its noise, root mean square. Nothing is told of a camera
+    that does not turn.
     """
-    mine, true = np.array(turns or [[[0.0] * 3] * 2]).transpose(1, 0, 2)
-    if np.degrees(np.sqrt(np.mean(true**2))) < STILL:
+    mine, true = np.degrees(turns).reshape(-1, 2, 3).transpose(1, 0, 2)
+    if not turns or np.sqrt(np.mean(true**2)) < STILL:
         return {}
-    both = np.sum(mine * true)
+    both, mine, true = (np.mean(np.sum(x, axis=1)) for x in (mine * true, mine**2, true**2))
     return {
-        'true_on_estimated': float(both / np.sum(mine**2)),
-        'estimated_on_true': float(both / np.sum(true**2)),
+        'true_on_estimated': float(both / mine),
+        'estimated_on_true': float(both / true),
+        'noise_estimated_deg': float(np.sqrt(max(mine - both, 0))),
+        'noise_true_deg': float(np.sqrt(max(true - both, 0))),
     }
 
 

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--count is {args.count}, expected at least 1')
     if args.textures and args.kind == 'drive':
         raise ValueError('--textures are for --kind layers: drives bring their own')
+    if (args.folder / 'image_2').exists():
+        raise ValueError(f'{args.folder} holds pairs already: choose another folder or remove it')
     for name in ('image_2', 'flow_occ', *(['flow_noc'] if args.kind == 'drive' else [])):
         (args.folder / name).mkdir(parents=True, exist_ok=True)
     made = drives(args.seed) if args.kind == 'drive' else layers(args.seed, args.textures)

@@ -4,7 +4,7 @@
 Layers of textures are composited back to front, as in AutoFlow (https://arxiv.org/abs/2104.14544).
 Every layer has its forward flow f in closed form and its texture T lives in the second frame:
 I2(x) = T(x) and I1(x) = T(x + f(x)), the same for its mask. So the flow of what is seen in frame 1
-is f exactly, occlusions included, and nothing has to be inverted.
+is f exactly, occlusions included; only a pair's reverse needs f inverted (`reversed_flow`).
 """
 from dataclasses import dataclass
 import math
@@ -72,19 +72,27 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     parallax = depth * parallax * (direction() + grid * torch.randn(count, 1, 1, 1, device=device))
     bend = torch.minimum(scale * share(2) * 0.6, torch.full_like(scale, 0.06 * size))
     bend = smooth_field(count, 2, height, width, 5, device) * bend
-    # A drive: ground, walls and ceiling as planes, that is, of linear inverse depth; what is near
-    # leaves the frame, as in front of a car.
-    planes = torch.randn(count, 3, 2, 1, 1, device=device)
-    inverse_depth = (planes * grid[:, None]).sum(2) + uniform(-0.5, 0.3, count, 3, 1, 1,
-                                                             device=device)
-    inverse_depth = inverse_depth.amax(1, keepdim=True).clamp(0, 1.5)
-    ahead = grid - 0.3 * torch.randn(count, 2, 1, 1, device=device)     # from the focus
-    forward = torch.where(share() < 0.8, 1.0, -1.0)
-    drive = torch.minimum(2 * scale * share(0.7), torch.full_like(scale, 0.4 * size))
-    drive = ahead * inverse_depth * drive * forward
+    drive = drive_flow(grid, scale, size)
     moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
     return (direction() * scale * share(0.7) + affine * moves[:, 0] + parallax * moves[:, 1]
             + bend * moves[:, 2] + drive * moves[:, 3])
+
+
+def drive_flow(grid: Tensor, scale: Tensor, size: float) -> Tensor:
+    """Flow of a drive between ground, walls and ceiling: of planes, whose inverse depth is linear.
+
+    What is near leaves the frame, as in front of a car. ``grid``: (1, 2, h, w) from the centre, in
+    units of ``size`` pixels; ``scale``: (n, 1, 1, 1) pixels -> (n, 2, h, w) pixels.
+    """
+    n, device = len(scale), grid.device
+    planes = torch.randn(n, 3, 2, 1, 1, device=device)
+    offset = uniform(-0.5, 0.3, n, 3, 1, 1, device=device)
+    inverse_depth = ((planes * grid[:, None]).sum(2) + offset).amax(1, keepdim=True).clamp(0, 1.5)
+    focus = 0.3 * torch.randn(n, 2, 1, 1, device=device)        # of expansion
+    forward = torch.where(torch.rand_like(scale) < 0.8, 1.0, -1.0)
+    largest = torch.minimum(2 * scale * torch.rand_like(scale) ** 0.7,
+                            torch.full_like(scale, 0.4 * size))
+    return (grid - focus) * inverse_depth * largest * forward
 
 
 def shape_mask(points: Tensor) -> Tensor:

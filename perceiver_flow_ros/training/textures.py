@@ -89,8 +89,12 @@ class Textures:
         return out
 
 
-def procedural_textures(count: int, height: int, width: int, device: str = 'cpu') -> Tensor:
-    """Coloured noise over octaves with a random spectrum: some posterised, periodic or faint."""
+def procedural_textures(count: int, height: int, width: int, device: str = 'cpu',
+                        faint: float = 0.25) -> Tensor:
+    """Coloured noise over octaves with a random spectrum: some posterised or periodic.
+
+    A share ``faint`` of them has next to no texture.
+    """
     total = torch.zeros(count, 3, height, width, device=device)
     slope = torch.empty(count, 1, 1, 1, device=device).uniform_(0.4, 1.3)
     cell = 2
@@ -107,7 +111,7 @@ def procedural_textures(count: int, height: int, width: int, device: str = 'cpu'
     stripes = torch.sin((x * angle.cos() + y * angle.sin()) * 2 * torch.pi / period)
     total = torch.where(kind < 0.25, total.div(0.8).round().mul(0.8), total)
     total = torch.where(kind > 0.85, total * 0.4 + stripes, total)
-    flat = torch.rand(count, 1, 1, 1, device=device) < 0.25     # next to no texture
+    flat = torch.rand(count, 1, 1, 1, device=device) < faint
     contrast = torch.where(flat, 0.02 * torch.rand(count, 1, 1, 1, device=device), 0.2)
     colour = 0.5 + 0.2 * torch.randn(count, 3, 1, 1, device=device)
     return (torch.where(flat, colour, 0.5) + contrast * total).clamp(0, 1)
