@@ -269,11 +269,20 @@ def test_evaluate_says_what_is_wrong(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_pairs_are_made_and_evaluate_reads_them(capsys, tmp_path):
-    """A drive's pairs have truth for all pixels and for those the second frame shows."""
-    pytest.importorskip('torch')
-    drive, layers = tmp_path / 'drive', tmp_path / 'layers'
+    """Drives and objects have truth for all pixels and for those the second frame shows."""
+    torch = pytest.importorskip('torch')
+    from perceiver_flow_ros.model.evidence import warp
+
+    drive, layers, objects = (tmp_path / name for name in ('drive', 'layers', 'objects'))
     assert main(['pairs', str(drive), '--count', '1']) == 0
     assert main(['pairs', str(layers), '--kind', 'layers', '--count', '1', '--seed', '2']) == 0
+    assert main(['pairs', str(objects), '--kind', 'objects', '--count', '1']) == 0
+    first, second = (read_image(objects / f'image_2/000000_{k}.png') for k in (10, 11))
+    flow = read_flow(objects / 'flow_noc/000000_10.png')
+    there = warp(*(torch.from_numpy(x).float().permute(2, 0, 1)[None] for x in (
+        second, np.nan_to_num(flow))))[0].permute(1, 2, 0).numpy()
+    seen = np.isfinite(flow).all(2)
+    assert np.abs(there - first)[seen].mean() < 0.1 * np.abs(second - first)[seen].mean()
     capsys.readouterr()
     means = []
     for command in ([drive], [drive, '--non-occluded'], [layers]):
@@ -286,7 +295,7 @@ def test_pairs_are_made_and_evaluate_reads_them(capsys, tmp_path):
     assert 30 <= far['zero']['epe'] <= 100 and far['zero']['pixels'] == 480 * 640
     assert '--count is 0' in refused(capsys, 'pairs', drive, '--count', 0)
     assert 'holds pairs already' in refused(capsys, 'pairs', drive)
-    assert '--kind layers' in refused(capsys, 'pairs', drive, '--textures', tmp_path)
+    assert 'for objects and layers' in refused(capsys, 'pairs', drive, '--textures', tmp_path)
 
 
 def test_evaluate_on_real_pairs(capsys, flow_data):

@@ -10,7 +10,10 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from perceiver_flow_ros.model import evidence, lite, matching  # noqa: E402
+from perceiver_flow_ros.flow.lite import PACKAGED  # noqa: E402
+from perceiver_flow_ros.model import evidence, layers, lite, matching  # noqa: E402
+from perceiver_flow_ros.model.choice import Candidates, chosen, find_candidates  # noqa: E402
+from perceiver_flow_ros.model.weights import load_lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
 
@@ -34,12 +37,18 @@ def shifted(u: int, v: int, height: int = 96, width: int = 128):
 
 
 def contrasts(u: int, v: int) -> list:
-    return [evidence.local_contrast(frame) for frame in lite.normalise(*shifted(u, v))]
+    return [evidence.local_contrast(frame) for frame in normalised(*shifted(u, v))]
+
+
+def normalised(first, second) -> tuple:
+    return lite.normaliser(first, second)(first, second)
 
 
 @pytest.mark.parametrize('u, v', [(3, -2), (-4, 1), (0, 0)])
 def test_best_match_finds_the_shift(u, v):
-    cost = evidence.matching_cost(*(c.mean(1, keepdim=True) for c in contrasts(u, v)), radius=4)
+    cost, mean = evidence.matching_cost(
+        *(c.mean(1, keepdim=True) for c in contrasts(u, v)), radius=4)
+    assert (mean > 0).all()
     found = evidence.best_match(cost, radius=4)[0, :, 3:-3, 3:-3]
     assert torch.allclose(found.median(1)[0].median(1)[0], torch.tensor([u, v]).float(), atol=0.3)
 
@@ -59,7 +68,7 @@ def far(height: int = 120, width: int = 160):
     second[..., 32:56, 76:100] = patch
     where = torch.zeros(height, width, dtype=torch.bool)
     where[60:84, 40:64] = True
-    return (*lite.normalise(first, second), where[::4, ::4])
+    return (*normalised(first, second), where[::4, ::4])
 
 
 def test_distant_matches_find_what_goes_far_and_distrust_what_is_not_there():
@@ -72,7 +81,7 @@ def test_distant_matches_find_what_goes_far_and_distrust_what_is_not_there():
     still = match[:, ~where]
     assert torch.nanmedian(still, 1)[0].abs().max() == 0
     torch.manual_seed(5)
-    other = lite.normalise(first, textured(120, 160))[1]
+    other = normalised(first, textured(120, 160))[1]
     assert torch.isfinite(matching.distant_matches(first, other)).float().mean() < 0.3
     grey = torch.zeros(1, 3, 40, 48)
     assert not torch.isfinite(matching.distant_matches(grey, other[..., :40, :48])).all()
@@ -80,17 +89,73 @@ def test_distant_matches_find_what_goes_far_and_distrust_what_is_not_there():
 
 def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     first, second, where = far()
-    contrast = evidence.local_contrast(first).mean(1, keepdim=True)
-    still, moved = torch.zeros(1, 2, 30, 40), torch.zeros(1, 2, 30, 40)
-    moved[0, 0], moved[0, 1] = 36, -28
-    second = second.mean(1, keepdim=True)
-    best = matching.best_candidate(contrast, second, still, [moved])[0]
-    assert (best[0, where] == 36).float().mean() > 0.9
-    assert (best[0, ~where] == 0).float().mean() > 0.9
-    away = still - 400       # out of the frame: nothing there explains better, it stays
-    assert torch.equal(matching.best_candidate(contrast, second, away, [moved]), away)
-    unknown = torch.full_like(moved, torch.nan)
-    assert torch.equal(matching.best_candidate(contrast, second, still, [unknown]), still)
+    choice = load_lite(PACKAGED).choice
+    still = torch.zeros(1, 2, 30, 40)
+    best = chosen(*choice(first, second, still, find_candidates(first, second)))[0]
+    there = (best[:, where] - torch.tensor([[36.], [-28.]])).norm(dim=0)
+    assert (there < 3).float().mean() > 0.5         # most of the patch goes with it
+    assert (best[:, ~where].norm(dim=0) < 1).float().mean() > 0.9
+    nothing = torch.full((1, 2, 30, 40), torch.nan)
+    unknown = Candidates(nothing, nothing[None], torch.zeros(1, 1))
+    assert torch.equal(chosen(*choice(first, second, still, unknown)), still)
+
+
+def affine(matrix, shift, h: int = 30, w: int = 40):
+    y, x = torch.meshgrid(torch.arange(float(h)), torch.arange(float(w)), indexing='ij')
+    return torch.einsum('ij,jhw->ihw', torch.tensor(matrix), torch.stack([x, y])) + torch.tensor(
+        shift)[:, None, None]
+
+
+def test_layers_are_the_motions_that_most_matches_follow():
+    """Two affine motions, half of the matches missing, a fifth of them wrong."""
+    torch.manual_seed(0)
+    ground = affine([[0.2, -0.1], [0.1, 0.2]], [20., -5.])
+    thing = affine([[0., 0.], [0., 0.]], [-9., 14.])
+    where = torch.zeros(30, 40, dtype=torch.bool)
+    where[8:20, 10:24] = True
+    match = torch.where(where, thing, ground) + 0.5 * torch.randn(2, 30, 40)
+    wrong = torch.rand(30, 40) < 0.2
+    match[:, wrong] = 40 * torch.randn(2, int(wrong.sum()))
+    match[:, torch.rand(30, 40) < 0.5] = torch.nan
+    motions, shares = layers.layer_motions(match[None])
+    assert (motions[0, 0] - ground).norm(dim=0).max() < 1
+    assert (motions[1, 0] - thing)[:, where].norm(dim=0).max() < 1
+    assert shares[0, 0] > 0.6 and 0.05 < shares[1, 0] < 0.2 and (shares[2:] < 0.05).all()
+    both, _ = layers.layer_motions(torch.stack([match, match.roll(3, 2)]))     # each by itself
+    assert torch.allclose(both[0, 0], motions[0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize('known', [0, 1, 5])
+def test_layers_of_too_few_matches_have_no_share_or_are_still_numbers(known):
+    match = torch.full((1, 2, 30, 40), torch.nan)
+    match.flatten(2)[..., :known] = 3.
+    motions, shares = layers.layer_motions(match)
+    assert motions.isfinite().all() and shares.isfinite().all()
+    assert known or (shares == 0).all()
+
+
+def test_holes_between_matches_are_filled_from_their_neighbours():
+    match = torch.full((1, 2, 30, 40), torch.nan)
+    match[:, :, 10:12, 10:12] = 7.
+    filled = matching.filled(match)
+    assert torch.allclose(filled[:, :, 6:16, 6:16], torch.tensor(7.))
+    assert filled[:, :, 20:].isnan().all()
+    assert torch.equal(filled[:, :, 10:12, 10:12], match[:, :, 10:12, 10:12])
+
+
+def test_normalised_small_equals_normalised_large():
+    first, second = shifted(2, 1)
+    normalise = lite.normaliser(first, second)
+    small = [lite.shrink(f, (48, 64)) for f in (first, second)]
+    for late, early in zip(normalise(*small), normalise(first, second)):
+        assert torch.allclose(late, lite.shrink(early, (48, 64)), atol=1e-4)
+
+
+def test_the_median_is_that_of_nine():
+    flow = torch.randn(2, 2, 7, 9)
+    nine = torch.nn.functional.pad(flow, (1, 1, 1, 1), mode='replicate')
+    nine = torch.nn.functional.unfold(nine, 3).view(2, 2, 9, 7, 9)
+    assert torch.equal(evidence.median(flow), nine.median(2)[0])
 
 
 def test_the_network_finds_what_is_smaller_than_the_way_it_goes(estimator, monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image pairs with exact flow to evaluate on, made here: fast drives, or layers that move far."""
+"""Image pairs with exact flow to evaluate on, made here: fast drives, objects or layers far on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ EXAMPLE = 'perceiver_flow pairs /tmp/drive && perceiver_flow evaluate /tmp/drive
 RATE = 10.0  # Hz, as KITTI's
 SPEEDS = 9.0, 12.0, 15.0  # m/s
 FARTHEST = 400.0  # px: what goes farther is not counted (KITTI's file holds 512)
-LAYERS_SIZE = 480, 640
-LAYERS_MOTION = 30.0, 100.0  # px, mean over a pair
+SIZE = 480, 640  # of layers and objects
+MOTION = 30.0, 100.0  # px, mean over a pair
+OBJECTS = 2, 8
 LAYERS_SCALE = 160.0  # px, of the largest single motion
 
 
@@ -35,15 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's arguments."""
     parser.add_argument('folder', type=Path, help='where image_2/, flow_occ/ (and _noc/) are put')
     parser.add_argument(
-        '--kind', choices=('drive', 'layers'), default='drive',
-        help='drive (default): rendered streets, 1242x376, at 9 to 15 m/s and 10 Hz; layers: '
-        'photographs and shapes, 640x480, that move by 30 to 100 px in the mean',
+        '--kind', choices=('drive', 'objects', 'layers'), default='drive',
+        help='drive (default): rendered streets, 1242x376, at 9 to 15 m/s and 10 Hz; objects: 2 '
+        'to 8 before a photograph, all planes in perspective, 640x480, that move by 30 to 100 px '
+        'in the mean; layers: the same with the shapes and motions of training',
     )  # fmt: skip
     parser.add_argument('--count', type=int, default=12, metavar='N', help='pairs (12)')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument(
         '--textures', type=Path, action='append', metavar='DIR',
-        help='photographs for layers, as in train: the eighth that training leaves out is used',
+        help='photographs for objects and layers, as in train: the eighth that training leaves '
+        'out is used',
     )  # fmt: skip
 
 
@@ -55,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise ValueError(f'--count is {args.count}, expected at least 1')
     if args.textures and args.kind == 'drive':
-        raise ValueError('--textures are for --kind layers: drives bring their own')
+        raise ValueError('--textures are for objects and layers: drives bring their own')
     if (args.folder / 'image_2').exists():
         raise ValueError(f'{args.folder} holds pairs already: choose another folder or remove it')
-    for name in ('image_2', 'flow_occ', *(['flow_noc'] if args.kind == 'drive' else [])):
+    for name in ('image_2', 'flow_occ', *(['flow_noc'] if args.kind != 'layers' else [])):
         (args.folder / name).mkdir(parents=True, exist_ok=True)
-    made = drives(args.seed) if args.kind == 'drive' else layers(args.seed, args.textures)
+    if args.kind == 'drive':
+        made = drives(args.seed)
+    else:
+        made = (objects if args.kind == 'objects' else layers)(args.seed, args.textures)
     bar = tqdm(range(args.count), unit='pair', disable=None, file=sys.stderr)
     for i, pair in zip(bar, made):
         for k, image in ((10, pair.previous), (11, pair.current)):
@@ -103,12 +109,67 @@ def layers(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
     import torch
 
     held_out = Textures(textures).split(HELD_OUT)[1]
-    motion = Motion(smallest=LAYERS_MOTION[0], largest=LAYERS_SCALE)
+    motion = Motion(smallest=MOTION[0], largest=LAYERS_SCALE)
     torch.manual_seed(seed)
     while True:
-        *frames, flow = make_pairs(1, *LAYERS_SIZE, held_out, motion)
-        if LAYERS_MOTION[0] <= flow.norm(dim=1).mean() <= LAYERS_MOTION[1]:
+        *frames, flow = make_pairs(1, *SIZE, held_out, motion)
+        if MOTION[0] <= flow.norm(dim=1).mean() <= MOTION[1]:
             first, second = (
                 (frame[0].permute(1, 2, 0) * 255).round().byte().numpy() for frame in frames
             )
             yield MadePair(first, second, flow[0].permute(1, 2, 0).numpy(), None)
+
+
+def objects(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
+    """Make pairs of planes in perspective: a photograph, and ellipses cut from others before it.
+
+    None of this is training's: neither the motions (homographies) nor the shapes.
+    """
+    import cv2
+    from perceiver_flow_ros.training.textures import HELD_OUT, Textures
+    import torch
+
+    held_out = Textures(textures).split(HELD_OUT)[1]
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    height, width = SIZE
+    margin = 150
+    here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+
+    def at(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        return cv2.perspectiveTransform(points.reshape(-1, 1, 2), matrix).reshape(points.shape)
+
+    def motion() -> np.ndarray:
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+        far, angle = rng.uniform(*MOTION), rng.uniform(0, 2 * np.pi)
+        shift = far * rng.uniform(0.5, 1) * np.array([np.cos(angle), np.sin(angle)])
+        moved = corners + shift + rng.normal(0, far / 4, (4, 2))
+        return cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
+
+    while True:
+        camera = motion()
+        frames = np.zeros((2, height, width, 3), np.uint8)
+        flow = np.zeros((height, width, 2), np.float32)
+        labels = np.zeros((2, height, width), int)
+        for k in range(1 + rng.integers(*OBJECTS, endpoint=True)):
+            matrix = motion() @ (camera if rng.random() < 0.5 else np.eye(3)) if k else camera
+            size = height + 2 * margin, width + 2 * margin
+            photograph = (held_out.patches(1, *size, noise=0)[0] * 255).byte().permute(1, 2, 0)
+            centre = rng.uniform(80, (width - 80, height - 80))
+            stretch = rng.uniform(0.5, 2)
+            axes = rng.uniform(40, 120) * np.array([stretch, 1 / stretch])
+            for i, was in enumerate((here, at(here, np.linalg.inv(matrix)))):
+                x, y = np.moveaxis(was + np.float32(margin), 2, 0)
+                seen = cv2.remap(
+                    photograph.numpy(), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+                )
+                inside = (((was - centre) / axes) ** 2).sum(2) < 1 if k else np.full(SIZE, True)
+                frames[i][inside], labels[i][inside] = seen[inside], k
+                if i == 0:
+                    flow[inside] = (at(here, matrix) - here)[inside]
+        if MOTION[0] <= np.linalg.norm(flow, axis=2).mean() <= MOTION[1]:
+            x, y = np.rint(here + flow).astype(int).transpose(2, 0, 1)
+            visible = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            x, y = x.clip(0, width - 1), y.clip(0, height - 1)
+            visible &= labels[1, y, x] == labels[0]
+            yield MadePair(frames[0], frames[1], flow, visible)

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the last phase: no photometric changes, fog, blur or noise, and every pair forward '
         'and reversed',
     )
+    parser.add_argument(
+        '--only-choice',
+        action='store_true',
+        help='train how tokens choose between candidates, and leave all else as it is',
+    )
     parser.add_argument('--evaluate-every', type=int, default=3000, metavar='PAIRS')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='auto', metavar='auto|cpu|cuda')
@@ -69,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
                          'pair comes forward and reversed')
     if min(args.size) < 64:
         raise ValueError(f'--size is {args.size}, expected at least 64 pixels each way')
+    if args.only_choice and min(args.size) < 112:
+        raise ValueError(f'--size is {args.size}, expected at least 112 pixels each way with '
+                         '--only-choice: smaller frames lack the level where tokens choose')
     device = resolve_device(args.device)
     start_workers(device)
     textures, held_out = Textures(args.textures, device).split(HELD_OUT)
@@ -79,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         width=args.size[1],
         learning_rate=args.learning_rate,
         motion=Motion(largest=args.largest, augment=not args.plain, both_ways=args.plain),
+        only_choice=args.only_choice,
         autocast=device != 'cpu',
         seed=args.seed,
     )

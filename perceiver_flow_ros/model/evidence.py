@@ -28,7 +28,14 @@ def spread(flow: Tensor) -> Tensor:
 
 def local_contrast(frame: Tensor) -> Tensor:
     """Channels less their mean over 9x9 pixels: a change of exposure is not motion."""
-    return frame - box_sum(frame) / box_sum(torch.ones_like(frame[:1, :1]))
+    rows, columns = (inside(n, frame.device) for n in frame.shape[-2:])
+    return frame - box_sum(frame) / (rows[:, None] * columns).to(frame.dtype)
+
+
+def inside(n: int, device: torch.device) -> Tensor:
+    """How many of the 9 pixels around each of ``n`` in a line there are, (n,)."""
+    k = torch.arange(n, device=device)
+    return (k + 4).clamp(max=n - 1) - (k - 4).clamp(min=0) + 1
 
 
 def box_sum(x: Tensor) -> Tensor:
@@ -49,11 +56,12 @@ def window_mean(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
-def matching_cost(first: Tensor, second: Tensor, radius: int) -> Tensor:
+def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """How badly each displacement explains a token's surroundings, 1 on average.
 
     Mean absolute difference of local contrast (B, 1, h, w), grey, over 3x3 tokens, divided by its
-    mean over all displacements (dy, dx) of up to ``radius`` pixels: (B, (2r+1)^2, h/4, w/4).
+    mean over all displacements (dy, dx) of up to ``radius`` pixels: (B, (2r+1)^2, h/4, w/4), and
+    that mean, (B, 1, h/4, w/4).
     """
     h, w = first.shape[-2:]
     size = 2 * radius + 1
@@ -64,7 +72,8 @@ def matching_cost(first: Tensor, second: Tensor, radius: int) -> Tensor:
         difference = (first - shifted).abs_().clamp_(max=1)
         rows.append(F.avg_pool2d(difference, TOKEN))
     cost = window_mean(torch.cat(rows, 1), 3)
-    return cost / (cost.mean(1, keepdim=True) + 0.02)
+    mean = cost.mean(1, keepdim=True)
+    return cost / (mean + 0.02), mean
 
 
 def displacements(radius: int, device: torch.device) -> Tensor:
@@ -94,7 +103,8 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     dx = (mean[:, :, 1:-1, 2:] - mean[:, :, 1:-1, :-2]) / 2
     dy = (mean[:, :, 2:, 1:-1] - mean[:, :, :-2, 1:-1]) / 2
     dt = second - first
-    products = torch.stack([dx * dx, dx * dy, dy * dy, dx * dt, dy * dt], 1).mean(2)
+    products = torch.stack([(a * b).mean(1) for a, b in (
+        (dx, dx), (dx, dy), (dy, dy), (dx, dt), (dy, dt))], 1)
     products = F.avg_pool2d(products, TOKEN)
     flows, logs = [], []
     for window in (3, 7):
@@ -109,6 +119,27 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
 
 
 def median(flow: Tensor) -> Tensor:
-    """Median of 3x3 tokens, each component by itself: outliers go, edges stay."""
-    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
-    return neighbours.view(len(flow), 2, 9, *flow.shape[-2:]).median(2)[0]
+    """Median of 3x3 tokens, each component by itself: outliers go, edges stay.
+
+    Columns are sorted, then of the rows of lowest, middle and highest values the highest, the
+    middle and the lowest: the median of these three is that of all nine.
+    """
+    h, w = flow.shape[-2:]
+    padded = F.pad(flow, (1, 1, 1, 1), mode='replicate')
+    low, middle, high = ordered(*(padded.narrow(-2, k, h) for k in range(3)))
+    low = torch.maximum(torch.maximum(low[..., :w], low[..., 1:w + 1]), low[..., 2:])
+    middle = ordered(*(middle.narrow(-1, k, w) for k in range(3)))[1]
+    high = torch.minimum(torch.minimum(high[..., :w], high[..., 1:w + 1]), high[..., 2:])
+    return ordered(low, middle, high)[1]
+
+
+def ordered(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort three tensors element by element."""
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    middle = torch.minimum(b, c)
+    return torch.minimum(a, middle), torch.maximum(a, middle), torch.maximum(b, c)
+
+
+def length(flow: Tensor) -> Tensor:
+    """Euclidean length (..., 1, h, w) of vectors (..., 2, h, w)."""
+    return torch.hypot(*flow.split(1, -3))      # (torch's norm is slow over an inner dimension)

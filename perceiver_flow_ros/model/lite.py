@@ -2,17 +2,19 @@
 """The lite variant: a small Perceiver IO that estimates flow coarse to fine.
 
 One network serves every pyramid level, at 1/4 of the level's resolution. Its preprocessor gathers
-what can be measured: matches over the whole frame (at two levels), the best match of every
-token's surroundings (a local cost volume, as in PWC-Net, https://arxiv.org/abs/1709.02371, here of
-the pixels themselves), then the least-squares motion of Lucas and Kanade. Convolutional tokens of
-that evidence are read by latents (encode), which process the global motion, and every token
-queries them (decode, with query residual) for what is still missing. A convex combination of
-neighbours takes the result from the tokens to pixels (as in RAFT,
-https://arxiv.org/abs/2003.12039, section 3.3).
+what can be measured: the best match of every token's surroundings (a local cost volume, as in
+PWC-Net, https://arxiv.org/abs/1709.02371, here of the pixels themselves), then the least-squares
+motion of Lucas and Kanade. Convolutional tokens of that evidence are read by latents (encode),
+which process the global motion, and every token queries them (decode, with query residual) for
+what is still missing. A convex combination of neighbours takes the result from the tokens to
+pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3). At one level the estimate so
+far is first put beside what was found over the whole frame (`choice`).
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
+from perceiver_flow_ros.model.choice import Choice, chosen, find_candidates
 from perceiver_flow_ros.model.evidence import (
     best_match,
     local_contrast,
@@ -24,19 +26,14 @@ from perceiver_flow_ros.model.evidence import (
     warp,
     window_mean,
 )
-from perceiver_flow_ros.model.matching import (
-    best_candidate,
-    distant_matches,
-    MOST_TOKENS,
-    neighbours,
-    REACH,
-)
+from perceiver_flow_ros.model.matching import leaves, MOST_TOKENS
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 PASSES = 2  # at each level but the last, which costs most: what is wrong there is lost after it
+MATCHED = 2     # the level at which matches are looked for everywhere; coarser for large images
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class LiteConfig:
     layers: int = 4
     heads: int = 8
     head_channels: int = 64
-    smallest: int = 14          # pixels: the pyramid ends before its shorter side falls below
+    smallest: int = 20          # pixels: the pyramid ends before its shorter side falls below
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -137,7 +134,7 @@ class LitePerceiver(nn.Module):
         super().__init__()
         self.config = c = config
         self.features = Features(c.feature_channels)
-        evidence = (2 * c.radius + 1) ** 2 + 8 + 2 + 2
+        evidence = (2 * c.radius + 1) ** 2 + 3 + 8 + 2 + 2
         self.joint = conv(2 * c.feature_channels + evidence, c.joint_channels, kernel=1)
         self.mix = Residual(c.joint_channels)
         self.project = nn.Linear(c.joint_channels + 2 + 4 * c.bands, c.token_channels)
@@ -155,6 +152,7 @@ class LitePerceiver(nn.Module):
         self.head = conv(c.joint_channels, c.head_channels)
         self.flow = conv(c.head_channels, 4)
         self.mask = conv(c.head_channels, 9 * TOKEN * TOKEN, kernel=1)
+        self.choice = Choice()
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
@@ -165,18 +163,16 @@ class LitePerceiver(nn.Module):
         self.flow.bias.data[2:] = 2.
         self.mask.bias.data = bilinear_logits().flatten()
 
-    def residual(self, previous: Tensor, current: Tensor, flow: Tensor,
-                 candidates: list[Tensor]) -> Tensor:
+    def residual(self, previous: Tensor, current: Tensor, before: Tensor) -> Tensor:
         """Flow (B, 2, h, w) at one level improved by one pass of the network.
 
         ``previous``, ``current``: normalised frames (B, 3, h, w) of the level, h and w multiples
-        of 4; ``flow``: the estimate so far, pixels of the level; ``candidates``: what the tokens
-        may take instead (see `best_candidate`), if any.
+        of 4; ``before``: the estimate so far, of the tokens (B, 2, h/4, w/4), pixels of the level.
         """
         # Preprocess: what matching says, then what the gradients say, then what they leave open.
-        batch, _, h, w = flow.shape
+        batch, _, h, w = previous.shape
         contrast = local_contrast(previous)
-        before, coarse, cost = self.measure(contrast, current, flow, candidates)
+        coarse, cost = self.measure(contrast, current, before)
         warped = warp(current, spread(coarse))
         gradient = lucas_kanade(contrast, local_contrast(warped))
         detail = coarse - window_mean(coarse, 5)
@@ -201,70 +197,82 @@ class LitePerceiver(nn.Module):
         return convex_upsample(coarse + residual, self.mask(hidden))
 
     @torch.no_grad()
-    def measure(self, contrast: Tensor, current: Tensor, flow: Tensor,
-                candidates: list[Tensor]) -> tuple[Tensor, ...]:
-        """Flow at the tokens as it came (or a better candidate), after matching and
-        Lucas-Kanade, and the costs.
+    def measure(self, contrast: Tensor, current: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow at the tokens after matching and Lucas-Kanade, and the costs of matching.
 
         ``contrast``: of the previous frame, (B, 3, h, w).
         """
-        before = F.avg_pool2d(flow, TOKEN)
         first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
-        if candidates:
-            before = best_candidate(first, second, before, candidates)
         grey = warp(second, spread(before))
-        cost = matching_cost(first, local_contrast(grey), self.config.radius)
+        cost, mean = matching_cost(first, local_contrast(grey), self.config.radius)
         coarse = median(before + best_match(cost, self.config.radius))
+        best = cost.amin(1, keepdim=True)
+        seen = [best, mean.add(0.01).log() / 2, leaves(before).to(cost.dtype)]
         gradient = lucas_kanade(contrast, local_contrast(warp(current, spread(coarse))))
-        return before, median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
+        coarse = median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2)
+        return coarse, torch.cat([cost, *seen], 1)
 
-    def forward(self, previous: Tensor, current: Tensor, finest: int = 0) -> list[Tensor]:
+    def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
+                choices: list | None = None) -> list[Tensor]:
         """Coarse-to-fine flow from ``previous`` to ``current``.
 
         Parameters
         ----------
         previous, current : (B, 3, H, W) float, 0..1, RGB; H and W multiples of 4.
         finest : level to stop at, or the last; level k has 1/2^k of the resolution.
+        choices : a list that is given the flows and the logits of `Choice`, to train it.
 
         Returns
         -------
         Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level.
         """
         sizes = pyramid_sizes(previous.shape[-2], previous.shape[-1], self.config.smallest)
-        frames = [torch.cat(normalise(previous, current))]
+        normalise = normaliser(previous, current)
+        frames = [(previous, current)]
         for size in sizes[1:]:  # each level from the last
-            frames.append(F.interpolate(frames[-1], size, mode='bilinear', antialias=True))
+            frames.append((shrink(frames[-1][0], size), shrink(frames[-1][1], size)))
         flows: list[Tensor] = []
         flow = previous.new_zeros(len(previous), 2, *sizes[-1])
         last = min(finest, len(sizes) - 1)
         matched = matching_level(sizes)
         for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
-            a, b = frames[level].chunk(2)
-            candidates: list[Tensor] = []
-            if level == matched:
-                match = distant_matches(a, b)
-                candidates = [match, *neighbours(match, REACH)]
-            elif level == matched - 1 < len(sizes) - 1:
-                candidates = [resize_flow(match, h // TOKEN, w // TOKEN, 'nearest')]
-            for _ in range(1 if level == last else PASSES):
-                flow = self.residual(a, b, resize_flow(flow.detach(), h, w), candidates)
+            a, b = normalise(*frames[level])    # (late: while it is small)
+            for k in range(1 if level == last else PASSES):
+                before = F.avg_pool2d(resize_flow(flow.detach(), h, w), TOKEN)
+                if level == matched and k == 0:
+                    options = self.choice(a, b, before, find_candidates(a, b))
+                    before = chosen(*options)
+                    if choices is not None:
+                        choices.append(options)
+                flow = self.residual(a, b, before)
             flows.append(flow)
         return flows
 
 
-def normalise(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-    """Each frame to zero mean, and both to one common unit deviation; (B, 3, H, W)."""
-    first, second = (f - f.mean((1, 2, 3), keepdim=True) for f in (previous, current))
-    scale = (first.square() + second.square()).mean((1, 2, 3), keepdim=True) / 2
-    unit = (scale + 1e-4).rsqrt()
-    return first * unit, second * unit
+def normaliser(previous: Tensor, current: Tensor) -> Callable[[Tensor, Tensor], tuple]:
+    """Give what takes each frame to zero mean, and both to one common unit deviation.
+
+    Frames (B, 3, H, W), of any size when it is applied: to shrink them and to shift and scale
+    them commute.
+    """
+    means, variances = [], []
+    for frame in (previous, current):
+        means.append(frame.mean((1, 2, 3), keepdim=True))
+        variances.append(frame.square().mean((1, 2, 3), keepdim=True) - means[-1].square())
+    unit = ((variances[0] + variances[1]) / 2 + 1e-4).rsqrt()
+    return lambda *frames: tuple((f - m) * unit for f, m in zip(frames, means))
+
+
+def shrink(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frame (B, 3, H, W) in another, smaller size, (B, 3, *size)."""
+    return F.interpolate(frame, size, mode='bilinear', antialias=True)
 
 
 def matching_level(sizes: list[tuple[int, int]]) -> int:
-    """Level whose tokens are looked for everywhere: the third, coarser for large images."""
+    """Level whose tokens are looked for everywhere."""
     small = [k for k, (h, w) in enumerate(sizes) if h * w <= MOST_TOKENS * TOKEN ** 2]
-    return max(2, small[0] if small else len(sizes))
+    return max(MATCHED, small[0] if small else len(sizes))
 
 
 def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:

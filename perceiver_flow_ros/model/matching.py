@@ -1,34 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion that coarse-to-fine estimation loses: objects smaller than the way they go.
+"""Where a token is seen again, at whatever distance.
 
-As in Brox and Malik, "Large Displacement Optical Flow" (PAMI 2011), descriptors are matched over
-the whole frame to find it: at one level every token's surroundings. Matches that hold in both
-directions and that neighbours share are candidates, there and at the next finer level: a token
-takes its own or a neighbour's where that explains the two frames better than the flow so far.
+Coarse-to-fine estimation loses objects that are smaller than the way they go. As in Brox and
+Malik, "Large Displacement Optical Flow" (PAMI 2011), descriptors are matched over the whole
+frame to find them: at one level every token's surroundings.
 """
+from functools import lru_cache
 import math
 
-from perceiver_flow_ros.model.evidence import local_contrast, spread, TOKEN, warp, window_mean
+from perceiver_flow_ros.model.evidence import length, TOKEN
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 MOST_TOKENS = 2048      # of the level where matches are looked for: the search grows as its square
 PATCH = 16              # pixels of the level that are compared, as means of 2x2
+GREY_WAVES, COLOUR_WAVES = 36, 16       # what of a patch: its low frequencies
 STEP = 2                # pixels of the level between the places that are looked at
-REACH = 2               # tokens: how far from it those are whose matches a token may take
-PRICE = 0.1             # of leaving the flow so far, in units of the mean cost
+
+
+@lru_cache(maxsize=8)
+def filters(device: torch.device) -> Tensor:
+    """Low frequencies of a patch, (C, 3, `PATCH` / 2, `PATCH` / 2): more of its grey.
+
+    Orthonormal: the cosines of JPEG along both axes, brightness and two differences of colours.
+    """
+    n = PATCH // 2
+    k = torch.arange(float(n))
+    cosines = torch.cos(math.pi * (k + 0.5) * k[:, None] / n) * math.sqrt(2 / n)
+    cosines[0] /= math.sqrt(2)
+    waves = torch.einsum('ai,bj->abij', cosines, cosines).flatten(0, 1)
+    waves = waves[(k.square() + k[:, None].square()).flatten().argsort(stable=True)]
+    grey, red_blue, green = torch.tensor([[1., 1., 1.], [1., 0., -1.], [1., -2., 1.]])
+    chosen = ((waves[1:GREY_WAVES], grey), (waves[:COLOUR_WAVES], red_blue),
+              (waves[:COLOUR_WAVES], green))
+    return torch.cat([torch.einsum('nij,c->ncij', some, colour / colour.norm())
+                      for some, colour in chosen]).to(device)
 
 
 def descriptors(frame: Tensor, step: int) -> Tensor:
-    """Surroundings of every ``step``-th pixel, of zero mean and unit length (or less: no texture).
+    """Surroundings of every ``step``-th pixel, of unit length (or less where there is no texture).
 
-    (B, 3, h, w) -> (B, 192, n), places in rows from the centre of the first token on.
+    (B, 3, h, w) -> (B, C, rows, columns), from the centre of the first token on.
     """
     frame = F.pad(frame, ((PATCH - TOKEN) // 2,) * 4, mode='replicate')
-    patches = F.unfold(F.avg_pool2d(frame, 2, 1), PATCH // 2, dilation=2, stride=step)
-    patches = patches - patches.mean(1, keepdim=True)
-    return patches / (patches.norm(dim=1, keepdim=True) + 0.3)
+    seen = F.conv2d(F.avg_pool2d(frame, 2, 1), filters(frame.device), stride=step, dilation=2)
+    return seen / (seen.square().sum(1, keepdim=True).sqrt() + 0.3)
+
+
+def most_similar(sought: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column (B, n) of the descriptor in (B, C, h, w) most like each in (B, C, n)."""
+    h, w = places.shape[-2:]
+    similar = (sought.transpose(1, 2) @ places.flatten(2)).unflatten(2, (h, w))
+    row = similar.amax(3).max(2).indices                # (in two steps: several times as fast)
+    column = similar.gather(2, row[..., None, None].expand(-1, -1, 1, w))[:, :, 0].max(2).indices
+    return row, column
 
 
 def neighbours(x: Tensor, reach: int) -> list[Tensor]:
@@ -53,38 +79,29 @@ def distant_matches(previous: Tensor, current: Tensor) -> Tensor:
     with torch.autocast(previous.device.type, enabled=False):   # similar means a few thousandths
         first = descriptors(previous.float(), TOKEN)
         second = descriptors(current.float(), STEP)
-        there = (first.transpose(1, 2) @ second).max(2).indices         # the place for each token
-        found = second.gather(2, there[:, None].expand_as(first))
-        back = (found.transpose(1, 2) @ first).max(2).indices           # the token found from it
-    token = torch.arange(rows * columns, device=there.device)
-    places = (w - TOKEN) // STEP + 1                            # in a row
+        row, column = most_similar(first.flatten(2), second)            # for each token
+        place = row * second.shape[-1] + column
+        found = second.flatten(2).gather(2, place[:, None].expand(-1, first.shape[1], -1))
+        row_back, column_back = most_similar(found, first)              # the token found from it
+    token = torch.arange(rows * columns, device=place.device)
     x, y = token % columns, token // columns
-    match = torch.stack([there % places * STEP - x * TOKEN, there // places * STEP - y * TOKEN], 1)
-    mutual = ((back % columns - x).abs() <= 2) & ((back // columns - y).abs() <= 2)
+    match = torch.stack([column * STEP - x * TOKEN, row * STEP - y * TOKEN], 1)
+    mutual = ((column_back - x).abs() <= 2) & ((row_back - y).abs() <= 2)
     match = match.float().masked_fill(~mutual[:, None], math.nan)
     match = match.view(batch, 2, rows, columns).to(previous.dtype)
-    support = sum((match - other).norm(dim=1, keepdim=True) < 3 for other in neighbours(match, 1))
-    return match.masked_fill(support < 2, math.nan)
+    near = torch.cat([length(match - other) < 3 for other in neighbours(match, 1)], 1)
+    return match.masked_fill(near.sum(1, keepdim=True) < 2, math.nan)
 
 
 @torch.no_grad()
-def best_candidate(contrast: Tensor, current: Tensor, flow: Tensor,
-                   candidates: list[Tensor]) -> Tensor:
-    """Give the flow so far, or the candidate that explains a token's surroundings better.
-
-    A flow that leaves the frame stays: what is not seen cannot be explained by anything better.
-    ``contrast``: local contrast of the previous frame's grey (B, 1, h, w), ``current``: grey
-    (B, 1, h, w), ``flow``, ``candidates``: (B, 2, h/4, w/4) pixels of the level -> the like.
-    """
-    flows = torch.stack([flow, *(torch.where(x.isnan(), flow, x) for x in candidates)])
-    warped = warp(current.repeat(len(flows), 1, 1, 1), spread(flows.flatten(0, 1)))
-    difference = (contrast.repeat(len(flows), 1, 1, 1) - local_contrast(warped)).abs_()
-    cost = window_mean(F.avg_pool2d(difference.clamp_(max=1), TOKEN), 3)
-    cost = cost.unflatten(0, (len(flows), -1))                  # (flows, B, 1, h/4, w/4)
-    cost = cost / (cost.mean(0, keepdim=True) + 0.02)
-    cost[1:] += PRICE
-    best = flows.gather(0, cost.min(0, keepdim=True).indices.expand(-1, -1, 2, -1, -1))[0]
-    return torch.where(leaves(flow), flow, best)
+def filled(match: Tensor, rounds: int = 6) -> Tensor:
+    """Give matches (B, 2, h, w) where there are none: of their neighbours; NaN beyond."""
+    for _ in range(rounds):
+        known = torch.isfinite(match[:, :1])
+        share = F.avg_pool2d(known.to(match.dtype), 3, 1, 1)
+        mean = F.avg_pool2d(match.nan_to_num(0.), 3, 1, 1) / share
+        match = torch.where(known, match, mean)
+    return match
 
 
 def leaves(flow: Tensor) -> Tensor:

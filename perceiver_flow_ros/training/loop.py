@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 import time
 
-from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
+from perceiver_flow_ros.model.evidence import TOKEN
+from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, MATCHED
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 from perceiver_flow_ros.training.textures import Textures
 import torch
@@ -31,6 +32,8 @@ class Recipe:
     decay_from: float = 0.3     # share of the pairs after which the rate falls, as a cosine
     average: float = 0.998      # of the exponential moving average of the weights
     power: float = 0.8          # loss |error|^power: outliers must not rule
+    choice: float = 0.2         # weight of the choice between candidates in the loss
+    only_choice: bool = False   # train that alone, all else as it is: many times as fast
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
@@ -53,6 +56,27 @@ def sequence_loss(flows: list[Tensor], truth: Tensor, power: float) -> Tensor:
         squared = (flow.float() - target).square().sum(1, keepdim=True)
         total = total + 0.75 ** k * ((squared + 1e-4).pow(power / 2) * weight).mean()
     return total
+
+
+def choice_loss(choices: list[tuple[Tensor, Tensor]], truth: Tensor) -> Tensor:
+    """Cross entropy of choosing the candidates that are nearest to the true flow.
+
+    ``choices``: flows (K, B, 2, h, w), pixels of their level, and logits (K, B, 1, h, w); tokens
+    where more is at stake weigh more.
+    """
+    total = truth.new_zeros(())
+    known = torch.isfinite(truth[:, :1])
+    truth, known = torch.where(known, truth, 0), known.to(truth.dtype)
+    for flows, logits in choices:
+        h, w = flows.shape[-2:]
+        weight = F.interpolate(known, (h, w), mode='area')
+        target = F.interpolate(truth, (h, w), mode='area') / weight.clamp(min=1e-6)
+        target = target * (TOKEN * w / truth.shape[-1])
+        error = (flows - target).norm(dim=2, keepdim=True)
+        stake = (error.amax(0) - error.amin(0)).clamp(max=10)
+        entropy = -((-error).softmax(0) * logits.float().log_softmax(0)).sum(0)
+        total = total + (stake * entropy * (weight > 0.5)).mean()
+    return total / max(1, len(choices))
 
 
 def learning_rate(recipe: Recipe, seen: int) -> float:
@@ -119,12 +143,14 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.network = LitePerceiver(config or LiteConfig()) if start is None else start
-        self.network.requires_grad_().train()
+        self.network.requires_grad_(not recipe.only_choice).train()
+        self.network.choice.requires_grad_()
         self.network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
             self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), recipe.learning_rate,
-                                           weight_decay=1e-4)
+        self.optimiser = torch.optim.AdamW(
+            [p for p in self.network.parameters() if p.requires_grad], recipe.learning_rate,
+            weight_decay=1e-4)
         self.seen, self.seconds, self.best = 0, 0.0, math.inf
         self.rank, self.workers = 0, 1
         if distributed.is_initialized():
@@ -178,7 +204,11 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group['lr'] = learning_rate(r, self.seen)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=r.autocast):
-            loss = sequence_loss(self.network(previous, current), truth, r.power)
+            choices: list[tuple[Tensor, Tensor]] = []
+            flows = self.network(previous, current, MATCHED if r.only_choice else 0, choices)
+            loss = r.choice * choice_loss(choices, truth)
+            if not r.only_choice:
+                loss = loss + sequence_loss(flows, truth, r.power)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.workers > 1:

@@ -74,6 +74,7 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     bend = smooth_field(count, 2, height, width, 5, device) * bend
     drive = drive_flow(grid, scale, size)
     moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
+    moves[:, 1:] *= torch.rand(count, 1, 1, 1, 1, device=device) < 0.7      # the others are rigid
     return (direction() * scale * share(0.7) + affine * moves[:, 0] + parallax * moves[:, 1]
             + bend * moves[:, 2] + drive * moves[:, 3])
 
@@ -238,8 +239,10 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     centre = grid.mean((2, 3), keepdim=True)
     low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
     scale = uniform(low, high, count, device=device).exp()
-    # A camera moves everything; each object adds a motion of its own.
-    camera = random_flow(count, height, width, scale * torch.rand(count, device=device), device)
+    # A camera moves everything, or nearly stands still; each object adds a motion of its own.
+    stands = torch.rand(count, device=device) < 0.2
+    pace = scale * torch.rand(count, device=device) * torch.where(stands, 0.03, 1.)
+    camera = random_flow(count, height, width, pace, device)
     layers = torch.randint(0, motion.layers + 1, (count,), device=device)
     for layer in range(motion.layers + 1):
         chosen = (layers >= layer).nonzero().flatten()  # the pairs that have so many layers

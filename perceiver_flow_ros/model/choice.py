@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several flows a token follows: the estimate so far, a match, a layer's motion.
+
+Every candidate is described by how well it explains the two frames around the token, by how many
+matches around agree with it, and by how it differs from the estimate so far. A small network, the
+same for all candidates, weighs that with its neighbours.
+"""
+from typing import NamedTuple
+
+from perceiver_flow_ros.model.evidence import (
+    length,
+    local_contrast,
+    spread,
+    TOKEN,
+    warp,
+    window_mean,
+)
+from perceiver_flow_ros.model.layers import layer_motions
+from perceiver_flow_ros.model.matching import distant_matches, filled, leaves
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+
+MEASURES = 16           # that `describe` gives
+HIDDEN = 48
+
+
+class Candidates(NamedTuple):
+    """What tokens may follow instead of the estimate so far, in pixels of their level."""
+
+    match: Tensor       # (B, 2, h, w), NaN where there is none
+    flows: Tensor       # (K, B, 2, h, w): the matches with holes filled, then layers' motions
+    shares: Tensor      # (K, B) of the matches that follow a layer's motion
+
+
+@torch.no_grad()
+def find_candidates(previous: Tensor, current: Tensor) -> Candidates:
+    """Look for motion over the whole of two normalised frames (B, 3, 4h, 4w)."""
+    match = distant_matches(previous, current)
+    motions, shares = layer_motions(match)
+    return Candidates(match, torch.cat([filled(match)[None], motions]),
+                      torch.cat([torch.zeros_like(shares[:1]), shares]))
+
+
+class Choice(nn.Module):
+    """A small network that weighs what `describe` says of each candidate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(MEASURES, HIDDEN, 1)
+        self.others = nn.Conv2d(HIDDEN, HIDDEN, 1)
+        self.near = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1)
+        self.far = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=2, dilation=2)
+        self.leave = nn.Conv2d(HIDDEN, 1, 3, padding=1)
+
+    def forward(self, previous: Tensor, current: Tensor, flow: Tensor,
+                candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Put the flow so far before the candidates, and tell how much speaks for each.
+
+        ``previous``, ``current``: normalised frames (B, 3, 4h, 4w); ``flow``: (B, 2, h, w) pixels
+        -> flows (K, B, 2, h, w), logits (K, B, 1, h, w).
+        """
+        others = torch.where(candidates.flows.isnan(), flow, candidates.flows)
+        flows = torch.cat([flow[None], others])
+        shares = torch.cat([torch.zeros_like(candidates.shares[:1]), candidates.shares])
+        contrast = local_contrast(previous).mean(1, keepdim=True)
+        measures = describe(contrast, current.mean(1, keepdim=True), flows, candidates.match,
+                            shares)
+        k = len(flows)
+        x = F.leaky_relu(self.enter(measures.flatten(0, 1)), 0.1)
+        best = x.unflatten(0, (k, -1)).amax(0)
+        x = F.leaky_relu(x + self.others(best).repeat(k, 1, 1, 1), 0.1)
+        x = x + F.leaky_relu(self.near(x), 0.1)
+        x = x + F.leaky_relu(self.far(x), 0.1)
+        return flows, self.leave(x).unflatten(0, (k, -1))
+
+
+def chosen(flows: Tensor, logits: Tensor) -> Tensor:
+    """Of flows (K, B, 2, h, w) the one with the highest logit (K, B, 1, h, w): (B, 2, h, w)."""
+    return flows.take_along_dim(logits.argmax(0, keepdim=True), 0)[0]
+
+
+@torch.no_grad()
+def describe(contrast: Tensor, current: Tensor, flows: Tensor, match: Tensor,
+             shares: Tensor) -> Tensor:
+    """Say what speaks for each of K candidates, (K, B, `MEASURES`, h/4, w/4).
+
+    ``contrast``: local contrast of the previous frame's grey (B, 1, h, w), ``current``: grey
+    (B, 1, h, w), ``flows``: (K, B, 2, h/4, w/4) pixels of the level, the first is the estimate so
+    far; ``match``: (B, 2, h/4, w/4), NaN where there is none; ``shares``: (K, B) of the matches
+    that a candidate is made from.
+    """
+    k, batch = flows.shape[:2]
+    every = flows.flatten(0, 1)
+
+    def mean(x: Tensor, size: int) -> Tensor:
+        return window_mean(x.flatten(0, 1), size).view_as(x)
+
+    warped = warp(current.repeat(k, 1, 1, 1), spread(every))
+    difference = (contrast.repeat(k, 1, 1, 1) - local_contrast(warped)).abs_().clamp_(max=1)
+    cost = F.avg_pool2d(difference, TOKEN).unflatten(0, (k, batch))
+    texture = F.avg_pool2d(contrast.abs(), TOKEN)[None]
+    measures = []
+    for size in (1, 3, 7):
+        local = mean(cost, size)
+        measures.append((local / (mean(texture, size) + 0.02)).clamp(max=2))
+        if size == 3:
+            measures += [10 * (local - local[:1]).clamp(-0.2, 0.2),
+                         (10 * (local - local.amin(0, keepdim=True))).clamp(max=2)]
+    measures.append((texture + 0.01).log().expand_as(cost) / 2)
+    outside = leaves(every).to(flows.dtype).unflatten(0, (k, batch))
+    measures += [outside, mean(outside, 5)]
+    known = torch.isfinite(match[:, :1])
+    follows = (length(flows - match.nan_to_num(1e4)) < 2).to(flows.dtype)
+    measures += [mean(follows, 3), mean(follows, 9),
+                 mean(known.to(flows.dtype)[None], 5).expand_as(cost)]
+    measures.append((length(flows - flows[:1]) / 2).log1p() / 2)
+    measures.append((length(flows - mean(flows[:1], 7)) / 2).log1p() / 2)
+    measures.append((length(flows - mean(flows, 5)) / 2).log1p())
+    measures.append(shares.to(flows.dtype).view(k, batch, 1, 1, 1).expand_as(cost))
+    kind = torch.zeros_like(cost)
+    kind[0], kind[1] = 1, -1
+    return torch.cat([*measures, kind], 2)
