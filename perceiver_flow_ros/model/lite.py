@@ -238,10 +238,11 @@ class LitePerceiver(nn.Module):
         for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
             a, b = normalise(*frames[level])    # (late: while it is small)
-            for k in range(1 if level == last else PASSES):
+            candidates = find_candidates(a, b) if level == matched else None
+            for _ in range(1 if level == last else PASSES):
                 before = F.avg_pool2d(resize_flow(flow.detach(), h, w), TOKEN)
-                if level == matched and k == 0:
-                    options = self.choice(a, b, before, find_candidates(a, b))
+                if candidates:
+                    options = self.choice(a, b, before, candidates)
                     before = chosen(*options)
                     if choices is not None:
                         choices.append(options)
