@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image pairs with exact flow to evaluate on, made here: fast drives, objects or layers far on."""
+"""Image pairs with exact flow to evaluate on, made here: drives, or objects that move far."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def layers(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
 def objects(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
     """Make pairs of planes in perspective: a photograph, and ellipses cut from others before it.
 
-    None of this is training's: neither the motions (homographies) nor the shapes.
+    Training has no homographies; its shapes are like these, but wilder.
     """
     import cv2
     from perceiver_flow_ros.training.textures import HELD_OUT, Textures

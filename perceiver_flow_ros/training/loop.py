@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import time
 
-from perceiver_flow_ros.model.evidence import TOKEN
+from perceiver_flow_ros.model.evidence import length, TOKEN
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, MATCHED
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 from perceiver_flow_ros.training.textures import Textures
@@ -33,7 +33,7 @@ class Recipe:
     average: float = 0.998      # of the exponential moving average of the weights
     power: float = 0.8          # loss |error|^power: outliers must not rule
     choice: float = 0.2         # weight of the choice between candidates in the loss
-    only_choice: bool = False   # train that alone, all else as it is: many times as fast
+    only_choice: bool = False   # train that alone, all else as it is
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
@@ -72,7 +72,7 @@ def choice_loss(choices: list[tuple[Tensor, Tensor]], truth: Tensor) -> Tensor:
         weight = F.interpolate(known, (h, w), mode='area')
         target = F.interpolate(truth, (h, w), mode='area') / weight.clamp(min=1e-6)
         target = target * (TOKEN * w / truth.shape[-1])
-        error = (flows - target).norm(dim=2, keepdim=True)
+        error = length(flows - target)
         stake = (error.amax(0) - error.amin(0)).clamp(max=10)
         entropy = -((-error).softmax(0) * logits.float().log_softmax(0)).sum(0)
         total = total + (stake * entropy * (weight > 0.5)).mean()
@@ -188,7 +188,12 @@ class Trainer:
                              f'choose another folder or remove it')
         self.network.load_state_dict(state['network'])
         self.averaged.load_state_dict(state['averaged'])
-        self.optimiser.load_state_dict(state['optimiser'])
+        try:
+            self.optimiser.load_state_dict(state['optimiser'])
+        except ValueError:
+            raise ValueError(f'{self.state_file} holds the optimiser of other parameters: go on '
+                             'with or without --only-choice as it was begun, or choose another '
+                             'folder') from None
         self.seen, self.seconds, self.best = state['seen'], state['seconds'], state['best']
         return True
 
