@@ -30,7 +30,7 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         '--precision',
         default='auto',
         choices=('auto', *PRECISIONS),
-        help='default: auto (float32)',
+        help='default: auto (float32; of official on CUDA see the README)',
     )
     group.add_argument(
         '--tiling',

@@ -87,7 +87,7 @@ SETTINGS = (
     ),
     Setting(
         'quality', 'auto', choices=QUALITIES, reloads=True,
-        description="Speed against accuracy of lite and dis; auto is each one's default. On "
+        description='Speed against accuracy of lite (auto: balanced) and dis (auto: best). On '
         'CUDA lite stops at half (fast) or full resolution and only best is refined. The official '
         'model has one setting.',
     ),
