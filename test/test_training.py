@@ -11,14 +11,15 @@ torch = pytest.importorskip('torch')
 
 from perceiver_flow_ros.commands.main import main  # noqa: E402
 from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
+from perceiver_flow_ros.model.choice import Options  # noqa: E402
 from perceiver_flow_ros.model.evidence import warp  # noqa: E402
-from perceiver_flow_ros.model.lite import LiteConfig  # noqa: E402
-from perceiver_flow_ros.training.loop import (  # noqa: E402
+from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, PASSES  # noqa: E402
+from perceiver_flow_ros.model.matching import filters  # noqa: E402
+from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer  # noqa: E402
+from perceiver_flow_ros.training.losses import (  # noqa: E402
+    averaged_flow,
     choice_loss,
-    learning_rate,
-    Recipe,
     sequence_loss,
-    Trainer,
 )
 from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     drive_flow,
@@ -28,6 +29,7 @@ from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     shake,
 )
 from perceiver_flow_ros.training.textures import Textures  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
                    latent_channels=16, layers=1, heads=2, head_channels=8)
@@ -38,7 +40,7 @@ RECIPE = Recipe(pairs=24, batch=2, height=64, width=64, warmup=2)
 def test_flow_is_exact_where_nothing_hides_anything():
     """Sampling frame 2 along the flow gives frame 1 back, far better than without it."""
     torch.manual_seed(0)
-    motion = Motion(smallest=2, largest=6, layers=0, augment=False)
+    motion = Motion(smallest=2, largest=6, layers=0, augment=0)
     first, second, flow = make_pairs(6, 96, 128, TEXTURES, motion)
     inside = slice(12, -12)
     back = (warp(second, flow) - first)[..., inside, inside].abs().mean()
@@ -49,7 +51,7 @@ def test_flow_is_exact_where_nothing_hides_anything():
 def test_pairs_both_ways_are_exchanged_and_exact_in_both():
     """What a pair's reverse says of its motion fits the images as well as the pair's own flow."""
     torch.manual_seed(6)
-    motion = Motion(smallest=2, largest=12, layers=3, augment=False, both_ways=True)
+    motion = Motion(smallest=2, largest=12, layers=3, augment=0, both_ways=True)
     first, second, flow = make_pairs(8, 96, 128, TEXTURES, motion)
     assert torch.equal(first[:4], second[4:]) and torch.equal(second[:4], first[4:])
     known = torch.isfinite(flow)
@@ -111,7 +113,7 @@ def test_shaking_blurs_along_its_direction_and_fog_hides():
 
 def test_layers_bring_motion_edges_and_scale_bounds_the_motion():
     torch.manual_seed(3)
-    _, _, flow = make_pairs(8, 96, 128, TEXTURES, Motion(smallest=4, largest=8, augment=False))
+    _, _, flow = make_pairs(8, 96, 128, TEXTURES, Motion(smallest=4, largest=8, augment=0))
     jumps = (flow[..., 1:] - flow[..., :-1]).abs().amax((1, 2, 3))
     assert (jumps > 1).sum() >= 4
     assert flow.abs().max() < 80 and flow.norm(dim=1).mean() > 1
@@ -170,9 +172,24 @@ def test_loss_falls_on_one_batch_seen_again_and_again(tmp_path):
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
+def test_learning_from_a_batch_depends_on_no_values():
+    """Nothing waits for a result, so a GPU can be given all of it as one graph."""
+    filters(torch.device('cpu'))    # (kept, so real ones)
+    with FakeTensorMode(allow_non_fake_inputs=True):    # refuses whatever would need a value
+        trainer = object.__new__(Trainer)
+        trainer.recipe, trainer.device = RECIPE, 'cpu'
+        trainer.network = LitePerceiver(SMALL)
+        previous, current, truth = (torch.empty(2, c, 128, 160) for c in (3, 3, 2))
+        trainer.loss(previous, current, truth).backward()
+        assert all(p.grad is not None for p in trainer.network.parameters())
+        with pytest.raises(Exception, match='item|data-dependent|aten._local_scalar_dense'):
+            float(truth.sum())
+
+
 @pytest.mark.slow
 def test_the_choice_alone_is_trained_and_learns(tmp_path):
-    recipe = replace(RECIPE, height=128, width=128, only_choice=True, learning_rate=3e-3)
+    recipe = replace(RECIPE, height=128, width=128, only_choice=True, repeats=2,
+                     learning_rate=3e-3)
     trainer = Trainer(tmp_path, recipe, TEXTURES, TEXTURES, SMALL)
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     losses = []
@@ -182,20 +199,22 @@ def test_the_choice_alone_is_trained_and_learns(tmp_path):
     changed = {name.split('.')[0] for name, value in trainer.network.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {'choice'}
+    assert {len(remembered) for remembered in trainer.memory} == {PASSES}
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
 def test_the_nearest_candidate_is_the_one_to_choose():
     flows = torch.zeros(3, 1, 2, 4, 5)
     flows[1], flows[2] = 8., -20.
-    truth = torch.full((1, 2, 16, 20), 8.)      # of pixels: 8 a level of the same size has, too
-    truth[..., :8] = torch.nan
+    truth = torch.full((1, 2, 32, 40), 16.)     # twice the size of the level, 8 there
+    truth[..., :16] = torch.nan
+    target, share = averaged_flow(truth, flows.shape[-2:], 4)
     right, wrong = torch.zeros(3, 1, 1, 4, 5), torch.zeros(3, 1, 1, 4, 5)
     right[1, ..., 2:], wrong[2] = 10., 10.
     right[2, ..., :2] = 10.                     # what is not known counts for nothing
-    losses = [float(choice_loss([(flows, logits)], truth)) for logits in (right, wrong)]
+    losses = [float(choice_loss(Options(flows, flows, logits), target, share > 0.5))
+              for logits in (right, wrong)]
     assert losses[0] < 0.1 * losses[1]
-    assert float(choice_loss([], truth)) == 0
 
 
 def test_textures_of_a_folder_without_images_are_refused(tmp_path):

@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     """Train, and keep the averaged weights that evaluate best as lite.safetensors."""
     from perceiver_flow_ros.flow.estimator import resolve_device
     from perceiver_flow_ros.model.weights import load_lite, save_lite
-    from perceiver_flow_ros.training.loop import Recipe, start_workers, Trainer
+    from perceiver_flow_ros.training.loop import Recipe, Trainer
     from perceiver_flow_ros.training.synthesis import Motion
     from perceiver_flow_ros.training.textures import HELD_OUT, Textures
+    from perceiver_flow_ros.training.workers import start_workers
     import torch
     from tqdm import tqdm
 
@@ -86,7 +87,12 @@ def run(args: argparse.Namespace) -> int:
         height=args.size[0],
         width=args.size[1],
         learning_rate=args.learning_rate,
-        motion=Motion(largest=args.largest, augment=not args.plain, both_ways=args.plain),
+        motion=Motion(
+            smallest=2.0 if args.only_choice else 0.5,  # (there is no choice about less)
+            largest=args.largest,
+            augment=0.0 if args.plain else 0.5 if args.only_choice else 1.0,
+            both_ways=args.plain,
+        ),
         only_choice=args.only_choice,
         autocast=device != 'cpu',
         seed=args.seed,

@@ -33,6 +33,18 @@ class Candidates(NamedTuple):
     shares: Tensor      # (K, B) of the matches that follow a layer's motion
 
 
+class Options(NamedTuple):
+    """The estimate so far and the candidates, and what speaks for each."""
+
+    flows: Tensor       # (K, B, 2, h, w) pixels of their level
+    measures: Tensor    # (K, B, MEASURES, h, w)
+    logits: Tensor      # (K, B, 1, h, w)
+
+    def chosen(self) -> Tensor:
+        """Give every token the flow with the highest logit: (B, 2, h, w)."""
+        return self.flows.take_along_dim(self.logits.argmax(0, keepdim=True), 0)[0]
+
+
 @torch.no_grad()
 def find_candidates(previous: Tensor, current: Tensor) -> Candidates:
     """Look for motion over the whole of two normalised frames (B, 3, 4h, 4w)."""
@@ -53,44 +65,41 @@ class Choice(nn.Module):
         self.far = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=2, dilation=2)
         self.leave = nn.Conv2d(HIDDEN, 1, 3, padding=1)
 
-    def forward(self, previous: Tensor, current: Tensor, flow: Tensor,
-                candidates: Candidates) -> tuple[Tensor, Tensor]:
+    def forward(self, contrast: Tensor, current: Tensor, flow: Tensor,
+                candidates: Candidates) -> Options:
         """Put the flow so far before the candidates, and tell how much speaks for each.
 
-        ``previous``, ``current``: normalised frames (B, 3, 4h, 4w); ``flow``: (B, 2, h, w) pixels
-        -> flows (K, B, 2, h, w), logits (K, B, 1, h, w).
+        ``contrast``: local contrast of the previous frame, ``current``: normalised, both
+        (B, 3, 4h, 4w); ``flow``: (B, 2, h, w) pixels.
         """
         others = torch.where(candidates.flows.isnan(), flow, candidates.flows)
         flows = torch.cat([flow[None], others])
-        shares = torch.cat([torch.zeros_like(candidates.shares[:1]), candidates.shares])
-        contrast = local_contrast(previous).mean(1, keepdim=True)
-        measures = describe(contrast, current.mean(1, keepdim=True), flows, candidates.match,
-                            shares)
-        k = len(flows)
+        measures = describe(contrast.mean(1, keepdim=True), current.mean(1, keepdim=True), flows,
+                            candidates)
+        return Options(flows, measures, self.weigh(measures))
+
+    def weigh(self, measures: Tensor) -> Tensor:
+        """(K, B, `MEASURES`, h, w) -> (K, B, 1, h, w) logits."""
+        k = len(measures)
         x = F.leaky_relu(self.enter(measures.flatten(0, 1)), 0.1)
         best = x.unflatten(0, (k, -1)).amax(0)
         x = F.leaky_relu(x + self.others(best).repeat(k, 1, 1, 1), 0.1)
         x = x + F.leaky_relu(self.near(x), 0.1)
         x = x + F.leaky_relu(self.far(x), 0.1)
-        return flows, self.leave(x).unflatten(0, (k, -1))
-
-
-def chosen(flows: Tensor, logits: Tensor) -> Tensor:
-    """Of flows (K, B, 2, h, w) the one with the highest logit (K, B, 1, h, w): (B, 2, h, w)."""
-    return flows.take_along_dim(logits.argmax(0, keepdim=True), 0)[0]
+        return self.leave(x).unflatten(0, (k, -1))
 
 
 @torch.no_grad()
-def describe(contrast: Tensor, current: Tensor, flows: Tensor, match: Tensor,
-             shares: Tensor) -> Tensor:
-    """Say what speaks for each of K candidates, (K, B, `MEASURES`, h/4, w/4).
+def describe(contrast: Tensor, current: Tensor, flows: Tensor, candidates: Candidates) -> Tensor:
+    """Say what speaks for each of K flows, (K, B, `MEASURES`, h/4, w/4).
 
     ``contrast``: local contrast of the previous frame's grey (B, 1, h, w), ``current``: grey
-    (B, 1, h, w), ``flows``: (K, B, 2, h/4, w/4) pixels of the level, the first is the estimate so
-    far; ``match``: (B, 2, h/4, w/4), NaN where there is none; ``shares``: (K, B) of the matches
-    that a candidate is made from.
+    (B, 1, h, w), ``flows``: (K, B, 2, h/4, w/4) pixels of the level: the estimate so far, then the
+    candidates.
     """
     k, batch = flows.shape[:2]
+    match = candidates.match
+    shares = torch.cat([torch.zeros_like(candidates.shares[:1]), candidates.shares])
     every = flows.flatten(0, 1)
 
     def mean(x: Tensor, size: int) -> Tensor:
@@ -110,10 +119,10 @@ def describe(contrast: Tensor, current: Tensor, flows: Tensor, match: Tensor,
     measures.append((texture + 0.01).log().expand_as(cost) / 2)
     outside = leaves(every).to(flows.dtype).unflatten(0, (k, batch))
     measures += [outside, mean(outside, 5)]
-    known = torch.isfinite(match[:, :1])
+    known = torch.isfinite(match[:, :1]).to(flows.dtype)[None]
     follows = (length(flows - match.nan_to_num(1e4)) < 2).to(flows.dtype)
     measures += [mean(follows, 3), mean(follows, 9),
-                 mean(known.to(flows.dtype)[None], 5).expand_as(cost)]
+                 mean(known, 5).expand_as(cost)]
     measures.append((length(flows - flows[:1]) / 2).log1p() / 2)
     measures.append((length(flows - mean(flows[:1], 7)) / 2).log1p() / 2)
     measures.append((length(flows - mean(flows, 5)) / 2).log1p())

@@ -14,15 +14,17 @@ LAYERS = 4              # motions that are looked for
 HYPOTHESES = 256        # triangles of matches that propose them
 CLOSE = 2.5             # pixels of the level: a match follows a motion
 DEFORMED = 0.6          # largest change of length that is believed
-FITS = 2                # of each motion to what follows it
+FITS = 3                # of each motion to what follows it
+STEEP = 0.01            # how much less likely perspective is than none
+NEAREST = 0.25          # times the distance of the frame's centre: what is nearer moves no more
 
 
 @torch.no_grad()
 def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
-    """Affine motions that most of the matches follow, one after the other.
+    """Motions of planes (homographies) that most of the matches follow, one after the other.
 
-    Every triangle of a fixed pattern of matches proposes a motion; the one that most matches
-    follow is fitted to them, these are taken away, and so on.
+    Every triangle of a fixed pattern of matches proposes an affine motion; a homography is fitted
+    to what follows the one that most matches follow, these are taken away, and so on.
 
     Parameters
     ----------
@@ -42,6 +44,7 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
         left = torch.isfinite(value[:, 0]).float()                  # matches not yet explained
         value = value.nan_to_num(0.)
         count = left.sum(1)
+        size = max(h, w) / 2                                        # tokens
         matrix, shift = proposals(place, value, left > 0)
         follow = (misfit(matrix, shift, place, value[:, None]) < CLOSE ** 2).float()  # (B, H, n)
         motions, shares = [], []
@@ -49,11 +52,12 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
             best = (follow @ left[:, :, None]).argmax(1)            # (B, 1)
             a, b = (x.take_along_dim(best.view(-1, 1, *[1] * (x.ndim - 2)), 1)[:, 0]
                     for x in (matrix, shift))
-            for _ in range(FITS):
-                a, b = fitted(left * (misfit(a, b, place, value) < CLOSE ** 2), place, value)
             error = misfit(a, b, place, value)
+            for _ in range(FITS):
+                motion = homography(left * (error < CLOSE ** 2), place, value, size)
+                error = (motion - value).square().sum(1)
             shares.append((left * (error < CLOSE ** 2)).sum(1) / count.clamp(min=1))
-            motions.append((a @ place + b[:, :, None]).view(batch, 2, h, w))
+            motions.append(motion.view(batch, 2, h, w))
             left = left * (error >= (2 * CLOSE) ** 2)
     return torch.stack(motions).to(match.dtype), torch.stack(shares).to(match.dtype)
 
@@ -72,7 +76,7 @@ def proposals(place: Tensor, value: Tensor, known: Tensor) -> tuple[Tensor, Tens
     values = value.gather(2, pick[:, None].expand(-1, 2, -1)).transpose(1, 2)
     values = values.unflatten(1, (-1, 3))
     sides, change = ((x[:, :, 1:] - x[:, :, :1]).transpose(2, 3) for x in (points, values))
-    area = (sides[..., 0, 0] * sides[..., 1, 1] - sides[..., 0, 1] * sides[..., 1, 0])
+    area = determinant(sides)
     matrix = change @ adjugate(sides) / torch.where(area == 0, 1, area)[..., None, None]
     sound = (area.abs() > 4) & (matrix.abs().amax((2, 3)) < DEFORMED * TOKEN)
     shift = values[:, :, 0] - (matrix @ points[:, :, 0, :, None])[..., 0]
@@ -102,15 +106,43 @@ def misfit(matrix: Tensor, shift: Tensor, place: Tensor, value: Tensor) -> Tenso
     return (matrix @ place + shift[..., None] - value).square().sum(-2)
 
 
-def fitted(weight: Tensor, place: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least squares: (B, 2, 2), (B, 2) from places (2, n) and values (B, 2, n)."""
+def homography(weight: Tensor, place: Tensor, value: Tensor, size: float) -> Tensor:
+    """Motion (B, 2, n) of a plane, as the values (B, 2, n) at places (2, n) weigh (B, n).
+
+    For a plane that the camera sees, places x go to y with y (1 + p.x) = A x + b. So for a given
+    perspective p this is an affine fit to y (1 + p.x); p makes its residual smallest. Both are
+    counted from their weighted means (as Hartley, 1997, for the eight-point algorithm).
+    """
     total = weight.sum(1)[:, None, None] + 1e-3
-    p, v = ((weight[:, None] * x).sum(2, keepdim=True) / total for x in (place[None], value))
-    weighted = (weight[:, None] * (place - p)).transpose(1, 2)
-    spread = (place - p) @ weighted + 10 * torch.eye(2, device=place.device)   # few: no change
-    determinant = spread[:, 0, 0] * spread[:, 1, 1] - spread[:, 0, 1] * spread[:, 1, 0]
-    matrix = (value - v) @ weighted @ adjugate(spread) / determinant[:, None, None]
-    return matrix, (v - matrix @ p)[:, :, 0]
+    centre, mean = ((weight[:, None] * t).sum(2, keepdim=True) / total for t in (place, value))
+    x, change = (place - centre) / size, (value - mean) / (TOKEN * size)        # (B, 2, n)
+    y = x + change
+    targets = torch.cat([change, y * x[:, :1], y * x[:, 1:]], 1)                # (B, 6, n)
+    fits = affine_fit(weight, x, targets, 2 / size ** 2)
+    residual = (targets - fits).unflatten(1, (3, 2))
+    products = torch.einsum('bicn,bjcn,bn->bij', residual, residual, weight)
+    normal = products[:, 1:, 1:] + STEEP * torch.eye(2, device=x.device)
+    p = -(adjugate(normal) @ products[:, 1:, :1]) / determinant(normal)[:, None, None]
+    along, across = fits[:, 2:4] - x * x[:, :1], fits[:, 4:] - x * x[:, 1:]
+    moved = fits[:, :2] + p[:, :1] * along + p[:, 1:] * across
+    return moved / (1 + p.mT @ x).clamp(min=NEAREST) * (TOKEN * size) + mean
+
+
+def affine_fit(weight: Tensor, x: Tensor, targets: Tensor, stiff: float) -> Tensor:
+    """Weighted least squares in places (B, 2, n): what it says of targets (B, C, n), everywhere.
+
+    The places' weighted mean is 0.
+    """
+    mean = (weight[:, None] * targets).sum(2, keepdim=True) / (weight.sum(1)[:, None, None] + 1e-3)
+    weighted = (weight[:, None] * x).mT
+    spread = x @ weighted + stiff * torch.eye(2, device=x.device)   # few: no slope
+    slope = (targets - mean) @ weighted @ adjugate(spread) / determinant(spread)[:, None, None]
+    return mean + slope @ x
+
+
+def determinant(x: Tensor) -> Tensor:
+    """Of matrices (..., 2, 2)."""
+    return x[..., 0, 0] * x[..., 1, 1] - x[..., 0, 1] * x[..., 1, 0]
 
 
 def adjugate(x: Tensor) -> Tensor:

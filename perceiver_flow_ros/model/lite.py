@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
-from perceiver_flow_ros.model.choice import Choice, chosen, find_candidates
+from perceiver_flow_ros.model.choice import Choice, find_candidates, Options
 from perceiver_flow_ros.model.evidence import (
     best_match,
     local_contrast,
@@ -163,16 +163,17 @@ class LitePerceiver(nn.Module):
         self.flow.bias.data[2:] = 2.
         self.mask.bias.data = bilinear_logits().flatten()
 
-    def residual(self, previous: Tensor, current: Tensor, before: Tensor) -> Tensor:
+    def residual(self, previous: Tensor, contrast: Tensor, current: Tensor, before: Tensor,
+                 chosen: bool = False) -> Tensor:
         """Flow (B, 2, h, w) at one level improved by one pass of the network.
 
         ``previous``, ``current``: normalised frames (B, 3, h, w) of the level, h and w multiples
-        of 4; ``before``: the estimate so far, of the tokens (B, 2, h/4, w/4), pixels of the level.
+        of 4; ``contrast``: the previous one's local contrast; ``before``: the estimate so far, of
+        the tokens (B, 2, h/4, w/4), pixels of the level, ``chosen`` between candidates or not.
         """
         # Preprocess: what matching says, then what the gradients say, then what they leave open.
         batch, _, h, w = previous.shape
-        contrast = local_contrast(previous)
-        coarse, cost = self.measure(contrast, current, before)
+        coarse, cost = self.measure(contrast, current, before, chosen)
         warped = warp(current, spread(coarse))
         gradient = lucas_kanade(contrast, local_contrast(warped))
         detail = coarse - window_mean(coarse, 5)
@@ -197,15 +198,19 @@ class LitePerceiver(nn.Module):
         return convex_upsample(coarse + residual, self.mask(hidden))
 
     @torch.no_grad()
-    def measure(self, contrast: Tensor, current: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(self, contrast: Tensor, current: Tensor, before: Tensor,
+                chosen: bool) -> tuple[Tensor, Tensor]:
         """Flow at the tokens after matching and Lucas-Kanade, and the costs of matching.
 
-        ``contrast``: of the previous frame, (B, 3, h, w).
+        ``contrast``: of the previous frame, (B, 3, h, w); ``chosen``: whether the estimate so far
+        was chosen between candidates.
         """
         first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
         grey = warp(second, spread(before))
         cost, mean = matching_cost(first, local_contrast(grey), self.config.radius)
-        coarse = median(before + best_match(cost, self.config.radius))
+        coarse = before + best_match(cost, self.config.radius)
+        if not chosen:          # (a small object that goes far is no outlier)
+            coarse = median(coarse)
         best = cost.amin(1, keepdim=True)
         seen = [best, mean.add(0.01).log() / 2, leaves(before).to(cost.dtype)]
         gradient = lucas_kanade(contrast, local_contrast(warp(current, spread(coarse))))
@@ -213,14 +218,14 @@ class LitePerceiver(nn.Module):
         return coarse, torch.cat([cost, *seen], 1)
 
     def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
-                choices: list | None = None) -> list[Tensor]:
+                choices: list[Options] | None = None) -> list[Tensor]:
         """Coarse-to-fine flow from ``previous`` to ``current``.
 
         Parameters
         ----------
         previous, current : (B, 3, H, W) float, 0..1, RGB; H and W multiples of 4.
         finest : level to stop at, or the last; level k has 1/2^k of the resolution.
-        choices : a list that is given the flows and the logits of `Choice`, to train it.
+        choices : a list that is given what `Choice` weighed, to train it.
 
         Returns
         -------
@@ -238,15 +243,17 @@ class LitePerceiver(nn.Module):
         for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
             a, b = normalise(*frames[level])    # (late: while it is small)
+            contrast = local_contrast(a)
             candidates = find_candidates(a, b) if level == matched else None
-            for _ in range(1 if level == last else PASSES):
+            learning = candidates is not None and choices is not None
+            for _ in range(PASSES if level > last or learning else 1):
                 before = F.avg_pool2d(resize_flow(flow.detach(), h, w), TOKEN)
-                if candidates:
-                    options = self.choice(a, b, before, candidates)
-                    before = chosen(*options)
+                if candidates is not None:
+                    options = self.choice(contrast, b, before, candidates)
+                    before = options.chosen()
                     if choices is not None:
                         choices.append(options)
-                flow = self.residual(a, b, before)
+                flow = self.residual(a, contrast, b, before, chosen=candidates is not None)
             flows.append(flow)
         return flows
 

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the lite variant on synthetic pairs; the same code on CPU and GPU."""
+from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 import json
 import math
-import os
 from pathlib import Path
 import time
 
-from perceiver_flow_ros.model.evidence import length, TOKEN
+from perceiver_flow_ros.flow.replay import Replay
+from perceiver_flow_ros.model.choice import Options
+from perceiver_flow_ros.model.evidence import TOKEN
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, MATCHED
+from perceiver_flow_ros.training.losses import averaged_flow, choice_loss, sequence_loss
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 from perceiver_flow_ros.training.textures import Textures
+from perceiver_flow_ros.training.workers import average_gradients
 import torch
 from torch import distributed, Tensor
-from torch.nn import functional as F
+
+Batch = tuple[Tensor, Tensor, Tensor]   # previous, current, flow
 
 
 @dataclass(frozen=True)
@@ -33,50 +38,12 @@ class Recipe:
     average: float = 0.998      # of the exponential moving average of the weights
     power: float = 0.8          # loss |error|^power: outliers must not rule
     choice: float = 0.2         # weight of the choice between candidates in the loss
-    only_choice: bool = False   # train that alone, all else as it is
+    only_choice: bool = False   # train that alone, all else as it is: a small part of the work,
+    repeats: int = 8            # so it learns from so many remembered batches a new one,
+    memory: int = 6_000         # of the last so many pairs
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
-
-
-def sequence_loss(flows: list[Tensor], truth: Tensor, power: float) -> Tensor:
-    """Sum over levels of mean |error|^power, in pixels of each level.
-
-    Every level's target is the true flow averaged over its pixels, of those where it is known
-    (not NaN); finer levels weigh more.
-    """
-    total = truth.new_zeros(())
-    known = torch.isfinite(truth[:, :1])
-    truth, known = torch.where(known, truth, 0), known.to(truth.dtype)
-    for k, flow in enumerate(reversed(flows)):
-        h, w = flow.shape[-2:]
-        scale = truth.new_tensor([w / truth.shape[-1], h / truth.shape[-2]]).view(1, 2, 1, 1)
-        weight = F.interpolate(known, (h, w), mode='area')
-        target = F.interpolate(truth, (h, w), mode='area') / weight.clamp(min=1e-6) * scale
-        squared = (flow.float() - target).square().sum(1, keepdim=True)
-        total = total + 0.75 ** k * ((squared + 1e-4).pow(power / 2) * weight).mean()
-    return total
-
-
-def choice_loss(choices: list[tuple[Tensor, Tensor]], truth: Tensor) -> Tensor:
-    """Cross entropy of choosing the candidates that are nearest to the true flow.
-
-    ``choices``: flows (K, B, 2, h, w), pixels of their level, and logits (K, B, 1, h, w); tokens
-    where more is at stake weigh more.
-    """
-    total = truth.new_zeros(())
-    known = torch.isfinite(truth[:, :1])
-    truth, known = torch.where(known, truth, 0), known.to(truth.dtype)
-    for flows, logits in choices:
-        h, w = flows.shape[-2:]
-        weight = F.interpolate(known, (h, w), mode='area')
-        target = F.interpolate(truth, (h, w), mode='area') / weight.clamp(min=1e-6)
-        target = target * (TOKEN * w / truth.shape[-1])
-        error = length(flows - target)
-        stake = (error.amax(0) - error.amin(0)).clamp(max=10)
-        entropy = -((-error).softmax(0) * logits.float().log_softmax(0)).sum(0)
-        total = total + (stake * entropy * (weight > 0.5)).mean()
-    return total / max(1, len(choices))
 
 
 def learning_rate(recipe: Recipe, seen: int) -> float:
@@ -87,7 +54,7 @@ def learning_rate(recipe: Recipe, seen: int) -> float:
 
 
 @torch.no_grad()
-def evaluate(network: LitePerceiver, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict:
+def evaluate(network: LitePerceiver, pairs: list[Batch]) -> dict:
     """Mean end-point error on held-out pairs, in all and by motion: (px) <2, 2-8, 8-20, >20."""
     errors, sizes = [], []
     for previous, current, truth in pairs:
@@ -101,27 +68,6 @@ def evaluate(network: LitePerceiver, pairs: list[tuple[Tensor, Tensor, Tensor]])
         if len(chosen):
             result[f'epe_{low}'] = chosen.mean().item()
     return result
-
-
-def start_workers(device: str) -> None:
-    """Join the other workers when torchrun started this process; a CPU worker is one thread.
-
-    One thread each, since on a machine that does other things two threads wait for each other at
-    every operation, two workers only once a step.
-    """
-    if 'WORLD_SIZE' in os.environ and not distributed.is_initialized():
-        distributed.init_process_group('gloo' if device == 'cpu' else 'nccl')
-        if device == 'cpu':
-            torch.set_num_threads(1)
-
-
-def average_gradients(network: torch.nn.Module, workers: int) -> None:
-    """Mean of every gradient over the workers, in one message."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    for g, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients])):
-        g.copy_(mean.view_as(g))
 
 
 class Trainer:
@@ -148,17 +94,24 @@ class Trainer:
         self.network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
             self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
+        # What a CUDA graph reads lies on the device.
+        self.rate, self.decay = torch.tensor([recipe.learning_rate, 0.], device=self.device)
+        cuda = self.rate.is_cuda
         self.optimiser = torch.optim.AdamW(
-            [p for p in self.network.parameters() if p.requires_grad], recipe.learning_rate,
-            weight_decay=1e-4)
+            [p for p in self.network.parameters() if p.requires_grad],
+            self.rate if cuda else recipe.learning_rate, weight_decay=1e-4, capturable=cuda)
+        self.replay = Replay(self.device)
+        self.inputs: dict[torch.Size, list[Tensor]] = {}
         self.seen, self.seconds, self.best = 0, 0.0, math.inf
         self.rank, self.workers = 0, 1
         if distributed.is_initialized():
             self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
         self.held_out = held_out
+        self.memory: deque[list[tuple[Tensor, ...]]] = deque(
+            maxlen=max(1, recipe.memory // recipe.batch))
 
     @cached_property
-    def validation(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def validation(self) -> list[Batch]:
         """48 pairs of textures that are never trained on, always the same."""
         torch.manual_seed(12345)
         motion = replace(self.recipe.motion, both_ways=False)
@@ -198,34 +151,94 @@ class Trainer:
         return True
 
     def step(self) -> float:
-        """One batch, one update; returns the loss."""
+        """One batch, one update (of the choice alone: several); returns the loss."""
         r = self.recipe
         # Resuming repeats no batch; every worker has batches of its own.
         torch.manual_seed((r.seed * 1_000_003 + self.seen) * 64 + self.rank)
-        stretch = float(torch.empty(1).uniform_(-0.3, 0.3).exp())
+        stretch = math.exp(0.2 * math.floor(float(torch.empty(1).uniform_(-2, 2))) + 0.1)
         height = max(64, round(r.height * stretch / 16) * 16)
         width = max(64, round(r.width / stretch / 16) * 16)
-        previous, current, truth = make_pairs(r.batch, height, width, self.textures, r.motion)
+        batch = make_pairs(r.batch, height, width, self.textures, r.motion)
+        rate = learning_rate(r, self.seen)
+        self.rate.fill_(rate)
         for group in self.optimiser.param_groups:
-            group['lr'] = learning_rate(r, self.seen)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=r.autocast):
-            choices: list[tuple[Tensor, Tensor]] = []
-            flows = self.network(previous, current, MATCHED if r.only_choice else 0, choices)
-            loss = r.choice * choice_loss(choices, truth)
-            if not r.only_choice:
-                loss = loss + sequence_loss(flows, truth, r.power)
+            group['lr'] = self.rate if self.rate.is_cuda else rate
+        self.seen += r.batch * self.workers
+        self.decay.fill_(min(r.average, self.seen / (self.seen + 20 * r.batch * self.workers)))
+        if r.only_choice:
+            self.remember(*batch)
+            losses = [self.update(self.remembered_loss()) for _ in range(r.repeats)]
+            return float(sum(losses)) / len(losses)
+        if self.workers > 1:
+            return float(self.update(self.loss(*batch)))
+        return float(self.replayed(batch))
+
+    def replayed(self, batch: Batch) -> Tensor:
+        """Learn from a batch: on CUDA as one graph a size, whose first batch is seen thrice."""
+        size = batch[0].shape
+        if size not in self.inputs:
+            self.inputs[size] = [torch.empty_like(x) for x in batch]
+        inputs = self.inputs[size]
+        for mine, new in zip(inputs, batch):
+            mine.copy_(new)
+        if self.replay.stream is not None:
+            self.replay.stream.wait_stream(torch.cuda.current_stream())
+        with self.replay.context():
+            loss = self.replay(size, lambda: self.update(self.loss(*inputs)))
+        if self.replay.stream is not None:
+            self.replay.stream.synchronize()
+        return loss
+
+    def loss(self, previous: Tensor, current: Tensor, truth: Tensor) -> Tensor:
+        """Of all of the network on a batch."""
+        with self.autocast():
+            choices: list[Options] = []
+            flows = self.network(previous, current, choices=choices)
+            loss = sequence_loss(flows, truth, self.recipe.power)
+            for options in choices:
+                target, share = averaged_flow(truth, options.flows.shape[-2:], TOKEN)
+                loss = loss + self.recipe.choice / len(choices) * choice_loss(
+                    options, target, share > 0.5)
+        return loss
+
+    @torch.no_grad()
+    def remember(self, previous: Tensor, current: Tensor, truth: Tensor) -> None:
+        """Keep what the choice sees of a batch, and the true flow."""
+        with self.autocast():
+            choices: list[Options] = []
+            self.network(previous, current, MATCHED, choices)
+        target, share = averaged_flow(truth, choices[0].flows.shape[-2:], TOKEN)
+        self.memory.append([(options.flows.half(), options.measures.half(), target.half(),
+                             share > 0.5) for options in choices])
+
+    def remembered_loss(self) -> Tensor:
+        """Of the choice on a batch out of the memory."""
+        passes = self.memory[int(torch.randint(len(self.memory), ()))]
+        flows, measures, target, known = passes[int(torch.randint(len(passes), ()))]
+        with self.autocast():
+            logits = self.network.choice.weigh(measures.float())
+        return choice_loss(Options(flows.float(), measures, logits), target.float(), known)
+
+    def autocast(self) -> torch.autocast:
+        """Give the context of the network's precision."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16,
+                              enabled=self.recipe.autocast, cache_enabled=False)
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Follow the gradient of a loss, and return it."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.workers > 1:
             average_gradients(self.network, self.workers)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        if torch.isfinite(norm):  # a batch that overflows must not spoil the weights
-            self.optimiser.step()
-        self.seen += r.batch * self.workers
-        decay = min(r.average, self.seen / (self.seen + 20 * r.batch * self.workers))
-        for mean, new in zip(self.averaged.parameters(), self.network.parameters()):
-            mean.lerp_(new, 1 - decay)
-        return loss.item()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:  # a batch that overflows must not spoil the weights
+                parameter.grad.nan_to_num_(0., 0., 0.)
+        self.optimiser.step()
+        with torch.no_grad():
+            for mean, new in zip(self.averaged.parameters(), self.network.parameters()):
+                mean.lerp_(new, 1 - self.decay)
+        return loss.detach()
 
     def log(self, record: dict) -> None:
         """Append a record to the log."""
@@ -255,7 +268,7 @@ class Trainer:
                 errors = evaluate(self.averaged, self.validation)
                 record = {'pairs': self.seen, 'seconds': self.seconds,
                           'loss': sum(losses) / len(losses),
-                          'lr': self.optimiser.param_groups[0]['lr'],
+                          'lr': self.rate.item(),
                           'best': errors['epe'] < self.best, **errors}
                 self.best = min(self.best, errors['epe'])
                 losses = []

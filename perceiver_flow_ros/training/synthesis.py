@@ -22,7 +22,7 @@ class Motion:
     smallest: float = 0.5       # pixels: the scale of a pair's motion is log-uniform between both
     largest: float = 36.0
     layers: int = 6             # foreground layers at most
-    augment: bool = True        # photometric changes between the frames, fog, blur and noise
+    augment: float = 1.0        # share of batches with photometric changes, fog, blur and noise
     both_ways: bool = False     # every pair also with its frames exchanged
 
 
@@ -73,9 +73,14 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     bend = torch.minimum(scale * share(2) * 0.6, torch.full_like(scale, 0.06 * size))
     bend = smooth_field(count, 2, height, width, 5, device) * bend
     drive = drive_flow(grid, scale, size)
-    moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
-    moves[:, 1:] *= torch.rand(count, 1, 1, 1, 1, device=device) < 0.7      # the others are rigid
-    return (direction() * scale * share(0.7) + affine * moves[:, 0] + parallax * moves[:, 1]
+    moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.4).float()
+    other = torch.rand(count, 1, 1, 1, device=device)
+    moves[:, 1:] *= (other < 0.7)[:, None]      # else rigid, or nearly a drive only
+    driven = other >= 0.85
+    moves[:, 0] *= ~driven
+    moves[:, 3] = torch.maximum(moves[:, 3], driven.float())
+    shift = direction() * scale * share(0.7) * torch.where(driven, 0.1, 1.)
+    return (shift + affine * moves[:, 0] + parallax * moves[:, 1]
             + bend * moves[:, 2] + drive * moves[:, 3])
 
 
@@ -240,7 +245,7 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
     scale = uniform(low, high, count, device=device).exp()
     # A camera moves everything, or nearly stands still; each object adds a motion of its own.
-    stands = torch.rand(count, device=device) < 0.2
+    stands = torch.rand(count, device=device) < 0.4
     pace = scale * torch.rand(count, device=device) * torch.where(stands, 0.03, 1.)
     camera = random_flow(count, height, width, pace, device)
     layers = torch.randint(0, motion.layers + 1, (count,), device=device)
@@ -272,7 +277,7 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
             back[chosen] = torch.where(mask[..., width:] > 0.5, reversed_flow(flow, here),
                                        back[chosen])
     first, second = canvas.split(width, 3)
-    if motion.augment:
+    if motion.augment == 1 or (motion.augment and torch.rand(()) < motion.augment):
         first, second = photometric(first, second)
     if back is not None:
         first, second = torch.cat([first, second]), torch.cat([second, first])
