@@ -16,7 +16,7 @@ CLOSE = 2.5             # pixels of the level: a match follows a motion
 DEFORMED = 0.6          # largest change of length that is believed
 FITS = 3                # of each motion to what follows it
 STEEP = 0.01            # how much less likely perspective is than none
-NEAREST = 0.25          # times the distance of the frame's centre: what is nearer moves no more
+NEAREST = 0.25          # of the distance where its matches are: what is nearer is taken for that
 
 
 @torch.no_grad()

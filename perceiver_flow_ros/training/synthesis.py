@@ -73,7 +73,7 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     bend = torch.minimum(scale * share(2) * 0.6, torch.full_like(scale, 0.06 * size))
     bend = smooth_field(count, 2, height, width, 5, device) * bend
     drive = drive_flow(grid, scale, size)
-    moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.4).float()
+    moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
     other = torch.rand(count, 1, 1, 1, device=device)
     moves[:, 1:] *= (other < 0.7)[:, None]      # else rigid, or nearly a drive only
     driven = other >= 0.85
