@@ -12,7 +12,12 @@ torch = pytest.importorskip('torch')
 
 from perceiver_flow_ros.flow.lite import PACKAGED  # noqa: E402
 from perceiver_flow_ros.model import evidence, layers, lite, matching  # noqa: E402
-from perceiver_flow_ros.model.choice import Candidates, find_candidates  # noqa: E402
+from perceiver_flow_ros.model.choice import (  # noqa: E402
+    Candidates,
+    describe,
+    find_candidates,
+    MEASURES,
+)
 from perceiver_flow_ros.model.weights import load_lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
@@ -97,7 +102,7 @@ def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     candidates, flow = find_candidates(first, second), torch.zeros(1, 2, 120, 160)
     for _ in range(lite.PASSES):
         before = torch.nn.functional.avg_pool2d(flow, evidence.TOKEN)
-        best = choice(contrast, second, before, candidates).chosen()
+        best = choice(first, contrast, second, before, candidates).chosen()
         flow = network.residual(first, contrast, second, best, chosen=True)
     best = best[0]
     there = (best[:, where] - torch.tensor([[36.], [-28.]])).norm(dim=0)
@@ -105,7 +110,26 @@ def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     assert (best[:, ~where].norm(dim=0) < 1).float().mean() > 0.9
     nothing = torch.full((1, 2, 30, 40), torch.nan)
     unknown = Candidates(nothing, nothing[None], torch.zeros(1, 1))
-    assert torch.equal(choice(contrast, second, still, unknown).chosen(), still)
+    assert torch.equal(choice(first, contrast, second, still, unknown).chosen(), still)
+
+
+def test_brightness_tells_the_right_candidate_up_to_the_edge_of_what_moves():
+    """Local contrast takes in the ground around it, which the second frame has another of."""
+    first, second, where = far()
+    truth = torch.zeros(1, 2, 30, 40)
+    truth[0, :, where] = torch.tensor([[36.], [-28.]])
+    flows = torch.stack([torch.zeros_like(truth), truth])
+    nothing = torch.full((1, 2, 30, 40), torch.nan)
+    grey, contrast, other = (x.mean(1, keepdim=True) for x in (
+        first, evidence.local_contrast(first), second))
+    seen = describe(grey, contrast, other, flows,
+                    Candidates(nothing, nothing[None], torch.zeros(1, 1)))
+    assert seen.shape == (2, 1, MEASURES, 30, 40)
+    inner = torch.zeros_like(where)
+    inner[16:20, 11:15] = True      # a token from its edge, since flow is interpolated between
+    contrasts, brightness = seen[:, 0, 0], seen[:, 0, MEASURES - 6]
+    assert (brightness[1][inner] < 0.05).all() and (brightness[0][inner] > 0.2).all()
+    assert contrasts[1][inner].max() > 0.2
 
 
 def affine(matrix, shift, h: int = 30, w: int = 40):
@@ -195,16 +219,16 @@ def test_the_network_finds_what_is_smaller_than_the_way_it_goes(seed, estimator,
         return np.median(flow[152:184, 92:124], axis=(0, 1))
 
     assert np.abs(found() - (92, -64)).max() < 1
-    monkeypatch.setattr(lite, 'matching_level', len)        # a level that there is not
+    monkeypatch.setattr(lite, 'matching_level', lambda sizes, finest: len(sizes))   # there is none
     assert np.abs(found()).max() < 10
 
 
 def test_the_level_of_the_matches_keeps_the_search_small():
     for height, width in ((480, 640), (1080, 1920), (2160, 3840), (436, 1024), (376, 1242)):
         sizes = lite.pyramid_sizes(height, width, 14)
-        h, w = sizes[lite.matching_level(sizes)]
+        h, w = sizes[lite.matching_level(sizes, lite.MATCHED)]
         assert 500 < h * w / 16 <= matching.MOST_TOKENS
-    assert lite.matching_level([(40, 40), (20, 20)]) >= 2       # too small to have one
+    assert lite.matching_level([(40, 40), (20, 20)], lite.MATCHED) >= 2     # too small to have one
 
 
 def test_convex_upsampling_keeps_a_linear_field_and_interpolates_bilinearly():

@@ -154,6 +154,14 @@ def test_resuming_equals_never_having_stopped(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_training_shows_what_goes_far_before_what_does_not():
+    torch.manual_seed(0)
+    motion = Motion(smallest=1, largest=40, augment=0)
+    sizes = torch.hypot(*make_pairs(64, 96, 128, TEXTURES, motion)[2].unbind(1)).flatten(1)
+    far = ((sizes > 12).float().mean(1) > 0.01) & (sizes.median(1)[0] < 2)
+    assert 0.15 < far.float().mean() < 0.5
+
+
 def test_a_state_of_another_network_is_refused(tmp_path):
     train(tmp_path, 1)
     with pytest.raises(ValueError, match='holds another network'):
@@ -200,6 +208,8 @@ def test_the_choice_alone_is_trained_and_learns(tmp_path):
                if not torch.equal(value, before[name])}
     assert changed == {'choice'}
     assert {len(remembered) for remembered in trainer.memory} == {PASSES}
+    flows = trainer.memory[0][0][0]
+    assert flows.shape[-2:] == (8, 8)       # tokens of a level of 32x32, of pairs of 64x64
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--only-choice',
         action='store_true',
-        help='train how tokens choose between candidates, and leave all else as it is',
+        help='train how tokens choose between candidates, and leave all else as it is; pairs are '
+        'made at half of the size and motion given, and one finer level is looked at: as good for '
+        'that, and more of them',
     )
     parser.add_argument('--evaluate-every', type=int, default=3000, metavar='PAIRS')
     parser.add_argument('--seed', type=int, default=0)

@@ -21,7 +21,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-MEASURES = 16           # that `describe` gives
+MEASURES = 22           # that `describe` gives
+DARKER = 0.3            # of the frames' deviation: where brightness differs more, it is as wrong
 HIDDEN = 48
 
 
@@ -65,17 +66,17 @@ class Choice(nn.Module):
         self.far = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=2, dilation=2)
         self.leave = nn.Conv2d(HIDDEN, 1, 3, padding=1)
 
-    def forward(self, contrast: Tensor, current: Tensor, flow: Tensor,
+    def forward(self, previous: Tensor, contrast: Tensor, current: Tensor, flow: Tensor,
                 candidates: Candidates) -> Options:
         """Put the flow so far before the candidates, and tell how much speaks for each.
 
-        ``contrast``: local contrast of the previous frame, ``current``: normalised, both
-        (B, 3, 4h, 4w); ``flow``: (B, 2, h, w) pixels.
+        ``previous``, ``current``: normalised frames, ``contrast``: the first one's local
+        contrast, all (B, 3, 4h, 4w); ``flow``: (B, 2, h, w) pixels.
         """
         others = torch.where(candidates.flows.isnan(), flow, candidates.flows)
         flows = torch.cat([flow[None], others])
-        measures = describe(contrast.mean(1, keepdim=True), current.mean(1, keepdim=True), flows,
-                            candidates)
+        a, c, b = (x.mean(1, keepdim=True) for x in (previous, contrast, current))
+        measures = describe(a, c, b, flows, candidates)
         return Options(flows, measures, self.weigh(measures))
 
     def weigh(self, measures: Tensor) -> Tensor:
@@ -90,12 +91,12 @@ class Choice(nn.Module):
 
 
 @torch.no_grad()
-def describe(contrast: Tensor, current: Tensor, flows: Tensor, candidates: Candidates) -> Tensor:
+def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,
+             candidates: Candidates) -> Tensor:
     """Say what speaks for each of K flows, (K, B, `MEASURES`, h/4, w/4).
 
-    ``contrast``: local contrast of the previous frame's grey (B, 1, h, w), ``current``: grey
-    (B, 1, h, w), ``flows``: (K, B, 2, h/4, w/4) pixels of the level: the estimate so far, then the
-    candidates.
+    ``previous``, ``current``: grey, ``contrast``: the first one's local contrast, (B, 1, h, w);
+    ``flows``: (K, B, 2, h/4, w/4) pixels of the level: the estimate so far, then the candidates.
     """
     k, batch = flows.shape[:2]
     match = candidates.match
@@ -106,8 +107,12 @@ def describe(contrast: Tensor, current: Tensor, flows: Tensor, candidates: Candi
         return window_mean(x.flatten(0, 1), size).view_as(x)
 
     warped = warp(current.repeat(k, 1, 1, 1), spread(every))
-    difference = (contrast.repeat(k, 1, 1, 1) - local_contrast(warped)).abs_().clamp_(max=1)
-    cost = F.avg_pool2d(difference, TOKEN).unflatten(0, (k, batch))
+
+    def unlike(first: Tensor, second: Tensor, most: float) -> Tensor:
+        difference = (first.repeat(k, 1, 1, 1) - second).abs_().clamp_(max=most)
+        return F.avg_pool2d(difference, TOKEN).unflatten(0, (k, batch))
+
+    cost = unlike(contrast, local_contrast(warped), 1.)
     texture = F.avg_pool2d(contrast.abs(), TOKEN)[None]
     measures = []
     for size in (1, 3, 7):
@@ -129,4 +134,11 @@ def describe(contrast: Tensor, current: Tensor, flows: Tensor, candidates: Candi
     measures.append(shares.to(flows.dtype).view(k, batch, 1, 1, 1).expand_as(cost))
     kind = torch.zeros_like(cost)
     kind[0], kind[1] = 1, -1
-    return torch.cat([*measures, kind], 2)
+    measures.append(kind)
+    # Local contrast mixes both sides of an edge. Brightness does not, but light may change.
+    cost = unlike(previous, warped, DARKER) / DARKER
+    near, wide = mean(cost, 3), mean(cost, 7)
+    measures += [cost, near, wide, (4 * (near - near[:1])).clamp(-1, 1)]
+    for local in (near, wide):
+        measures.append((4 * (local - local.amin(0, keepdim=True))).clamp(max=2))
+    return torch.cat(measures, 2)

@@ -33,7 +33,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 PASSES = 2  # at each level but the last, which costs most: what is wrong there is lost after it
-MATCHED = 2     # the level at which matches are looked for everywhere; coarser for large images
+MATCHED = 2     # the level at which matches are looked for everywhere
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class LitePerceiver(nn.Module):
         return coarse, torch.cat([cost, *seen], 1)
 
     def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
-                choices: list[Options] | None = None) -> list[Tensor]:
+                choices: list[Options] | None = None, matched: int = MATCHED) -> list[Tensor]:
         """Coarse-to-fine flow from ``previous`` to ``current``.
 
         Parameters
@@ -226,6 +226,7 @@ class LitePerceiver(nn.Module):
         previous, current : (B, 3, H, W) float, 0..1, RGB; H and W multiples of 4.
         finest : level to stop at, or the last; level k has 1/2^k of the resolution.
         choices : a list that is given what `Choice` weighed, to train it.
+        matched : level whose tokens are looked for everywhere (of large images, a coarser one).
 
         Returns
         -------
@@ -239,7 +240,7 @@ class LitePerceiver(nn.Module):
         flows: list[Tensor] = []
         flow = previous.new_zeros(len(previous), 2, *sizes[-1])
         last = min(finest, len(sizes) - 1)
-        matched = matching_level(sizes)
+        matched = matching_level(sizes, matched)
         for level in range(len(sizes) - 1, last - 1, -1):
             h, w = sizes[level]
             a, b = normalise(*frames[level])    # (late: while it is small)
@@ -249,7 +250,7 @@ class LitePerceiver(nn.Module):
             for _ in range(PASSES if level > last or learning else 1):
                 before = F.avg_pool2d(resize_flow(flow.detach(), h, w), TOKEN)
                 if candidates is not None:
-                    options = self.choice(contrast, b, before, candidates)
+                    options = self.choice(a, contrast, b, before, candidates)
                     before = options.chosen()
                     if choices is not None:
                         choices.append(options)
@@ -277,10 +278,10 @@ def shrink(frame: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(frame, size, mode='bilinear', antialias=True)
 
 
-def matching_level(sizes: list[tuple[int, int]]) -> int:
-    """Level whose tokens are looked for everywhere."""
+def matching_level(sizes: list[tuple[int, int]], finest: int) -> int:
+    """Level whose tokens are looked for everywhere: the finest, or one that is small enough."""
     small = [k for k, (h, w) in enumerate(sizes) if h * w <= MOST_TOKENS * TOKEN ** 2]
-    return max(MATCHED, small[0] if small else len(sizes))
+    return max(finest, small[0] if small else len(sizes))
 
 
 def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:

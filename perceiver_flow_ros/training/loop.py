@@ -37,10 +37,11 @@ class Recipe:
     decay_from: float = 0.3     # share of the pairs after which the rate falls, as a cosine
     average: float = 0.998      # of the exponential moving average of the weights
     power: float = 0.8          # loss |error|^power: outliers must not rule
-    choice: float = 0.2         # weight of the choice between candidates in the loss
+    choice: float = 1.0         # weight of the choice between candidates in the loss
     only_choice: bool = False   # train that alone, all else as it is: a small part of the work,
     repeats: int = 8            # so it learns from so many remembered batches a new one,
-    memory: int = 6_000         # of the last so many pairs
+    memory: int = 6_000         # of the last so many pairs, and these have
+    shrunk: int = 1             # levels less than what they stand for: the finer ones do not count
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
@@ -156,9 +157,12 @@ class Trainer:
         # Resuming repeats no batch; every worker has batches of its own.
         torch.manual_seed((r.seed * 1_000_003 + self.seen) * 64 + self.rank)
         stretch = math.exp(0.2 * math.floor(float(torch.empty(1).uniform_(-2, 2))) + 0.1)
-        height = max(64, round(r.height * stretch / 16) * 16)
-        width = max(64, round(r.width / stretch / 16) * 16)
-        batch = make_pairs(r.batch, height, width, self.textures, r.motion)
+        shrunk = 0.5 ** r.shrunk if r.only_choice else 1.
+        height = max(64, round(r.height * shrunk * stretch / 16) * 16)
+        width = max(64, round(r.width * shrunk / stretch / 16) * 16)
+        motion = replace(r.motion, smallest=r.motion.smallest * shrunk,
+                         largest=r.motion.largest * shrunk)
+        batch = make_pairs(r.batch, height, width, self.textures, motion)
         rate = learning_rate(r, self.seen)
         self.rate.fill_(rate)
         for group in self.optimiser.param_groups:
@@ -206,15 +210,23 @@ class Trainer:
         """Keep what the choice sees of a batch, and the true flow."""
         with self.autocast():
             choices: list[Options] = []
-            self.network(previous, current, MATCHED, choices)
+            level = MATCHED - self.recipe.shrunk
+            self.network(previous, current, level, choices, level)
         target, share = averaged_flow(truth, choices[0].flows.shape[-2:], TOKEN)
         self.memory.append([(options.flows.half(), options.measures.half(), target.half(),
                              share > 0.5) for options in choices])
 
     def remembered_loss(self) -> Tensor:
-        """Of the choice on a batch out of the memory."""
+        """Of the choice on a batch out of the memory, mirrored at random.
+
+        (No measure has a direction, and flows are only compared with their target.)
+        """
         passes = self.memory[int(torch.randint(len(self.memory), ()))]
-        flows, measures, target, known = passes[int(torch.randint(len(passes), ()))]
+        seen = passes[int(torch.randint(len(passes), ()))]
+        for axis in (-2, -1):
+            if torch.rand(()) < 0.5:
+                seen = tuple(x.flip(axis) for x in seen)
+        flows, measures, target, known = seen
         with self.autocast():
             logits = self.network.choice.weigh(measures.float())
         return choice_loss(Options(flows.float(), measures, logits), target.float(), known)

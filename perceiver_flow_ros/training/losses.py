@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+UNSURE = 0.02   # share of the cross entropy in the loss of the choice
+
 
 def sequence_loss(flows: list[Tensor], truth: Tensor, power: float) -> Tensor:
     """Sum over levels of mean |error|^power, in pixels of each level.
@@ -36,12 +38,15 @@ def averaged_flow(truth: Tensor, size: torch.Size, scale: float = 1.) -> tuple[T
 
 
 def choice_loss(options: Options, target: Tensor, known: Tensor) -> Tensor:
-    """Cross entropy of choosing the candidates that are nearest to the true flow.
+    """How much worse than the best candidate what is chosen will be, in pixels of the level.
 
     ``target``: (B, 2, h, w) of the tokens, in pixels of their level, (B, 1, h, w) where it is
-    ``known``. Tokens where more is at stake weigh more.
+    ``known``. The logits' softmax is taken for the probability of choosing; a little cross
+    entropy, heavier where more is at stake, keeps it from being sure of what is wrong.
     """
     error = length(options.flows - target)
-    stake = (error.amax(0) - error.amin(0)).clamp(max=10)
-    entropy = -((-error).softmax(0) * options.logits.float().log_softmax(0)).sum(0)
-    return (stake * entropy * known).mean()
+    worse = error - error.amin(0)
+    likely = options.logits.float().log_softmax(0)
+    expected = (likely.exp() * worse).sum(0)
+    entropy = -((-error).softmax(0) * likely).sum(0) * worse.amax(0).clamp(max=10)
+    return ((expected + UNSURE * entropy) * known).mean()

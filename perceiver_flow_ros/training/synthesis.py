@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# What pairs show: anything, objects that go far before what hardly moves, or a drive. Of each: its
+# share; how often the camera nearly stands still, a motion is rigid, it is a drive between planes
+# only; the fewest objects; and where between the smallest and the largest motion (in logarithms)
+# a pair's scale begins. What is rare is not learned, so none of them is.
+KINDS = ((0.40, 0.40, 0.15, 0.15, 0, 0.0),
+         (0.35, 0.65, 0.50, 0.05, 2, 0.5),
+         (0.25, 0.10, 0.20, 0.60, 0, 0.5))
+PLAIN = 0.25    # share of the objects with little texture, as much of what people make
+
 
 @dataclass(frozen=True)
 class Motion:
     """What moves, and how far."""
 
-    smallest: float = 0.5       # pixels: the scale of a pair's motion is log-uniform between both
+    smallest: float = 0.5       # pixels: the scale of a pair's motion lies between both
     largest: float = 36.0
     layers: int = 6             # foreground layers at most
     augment: float = 1.0        # share of batches with photometric changes, fog, blur and noise
@@ -38,12 +47,15 @@ def smooth_field(count: int, channels: int, height: int, width: int, cells: int,
     return F.interpolate(noise, (height, width), mode='bicubic', align_corners=True)
 
 
-def random_flow(count: int, height: int, width: int, scale: Tensor, device: str) -> Tensor:
-    """Forward flow fields (count, 2, height, width) in pixels, of about ``scale`` (count,).
+def random_flow(height: int, width: int, scale: Tensor, rigid: Tensor,
+                drives: Tensor) -> Tensor:
+    """Forward flow fields (n, 2, height, width) in pixels, of about ``scale`` (n,).
 
     Translation + affine deformation + motion parallax (a direction and an expansion times a smooth
-    inverse depth) + smooth non-rigid motion + a drive between planes, in random proportions.
+    inverse depth) + smooth non-rigid motion + a drive between planes, in random proportions; with
+    the probabilities ``rigid`` and ``drives`` (n,) the first two, or nearly the last one, only.
     """
+    count, device = len(scale), str(scale.device)
     size = max(height, width) / 2
     y = (torch.arange(height, device=device) - height / 2) / size
     x = (torch.arange(width, device=device) - width / 2) / size
@@ -75,8 +87,9 @@ def random_flow(count: int, height: int, width: int, scale: Tensor, device: str)
     drive = drive_flow(grid, scale, size)
     moves = (torch.rand(count, 4, 1, 1, 1, device=device) < 0.6).float()
     other = torch.rand(count, 1, 1, 1, device=device)
-    moves[:, 1:] *= (other < 0.7)[:, None]      # else rigid, or nearly a drive only
-    driven = other >= 0.85
+    rigid, drives = (x.view(-1, 1, 1, 1) for x in (rigid, drives))
+    moves[:, 1:] *= (other >= rigid + drives)[:, None]
+    driven = other < drives
     moves[:, 0] *= ~driven
     moves[:, 3] = torch.maximum(moves[:, 3], driven.float())
     shift = direction() * scale * share(0.7) * torch.where(driven, 0.1, 1.)
@@ -104,7 +117,8 @@ def drive_flow(grid: Tensor, scale: Tensor, size: float) -> Tensor:
 def shape_mask(points: Tensor) -> Tensor:
     """Opacity 0..1 of random shapes at ``points`` (n, 2, h, w) pixels -> (n, 1, h, w).
 
-    Blobs (an ellipse whose radius varies with the angle), boxes and thin bars; edges a pixel soft.
+    Blobs (an ellipse whose radius varies with the angle), boxes, rings, and four thin bars at
+    random (like the legs of a chair); edges a pixel soft.
     """
     n, _, h, w = points.shape
     device = points.device
@@ -125,8 +139,18 @@ def shape_mask(points: Tensor) -> Tensor:
     thin = uniform(1.0, 0.25 * min(h, w), n, 1, 1, 1, device=device)
     box = torch.minimum(2.0 * radius - p[:, :1].abs(), thin - p[:, 1:].abs())
     ring = torch.minimum(blob, thin * 0.5 + 2 - blob)  # a blob with a hole
+    bars = torch.full_like(blob, -1.)
+    for _ in range(4):
+        q = p - radius * uniform(-0.8, 0.8, n, 2, 1, 1, device=device)
+        turn = uniform(0, torch.pi, n, 1, 1, 1, device=device)
+        along = q[:, :1] * turn.cos() + q[:, 1:] * turn.sin()
+        across = q[:, 1:] * turn.cos() - q[:, :1] * turn.sin()
+        thick = 1 + 0.5 * torch.rand_like(turn) + 0.25 * radius * torch.rand_like(turn) ** 2
+        long = radius * uniform(0.4, 1.4, n, 1, 1, 1, device=device)
+        bars = torch.maximum(bars, torch.minimum(long - along.abs(), thick - across.abs()))
     kind = torch.rand(n, 1, 1, 1, device=device)
-    inside = torch.where(kind < 0.6, blob, torch.where(kind < 0.85, box, ring))
+    inside = torch.where(kind < 0.5, blob, torch.where(
+        kind < 0.7, box, torch.where(kind < 0.8, ring, bars)))
     return (inside + 0.5).clamp(0, 1)
 
 
@@ -243,19 +267,26 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1])[None]
     centre = grid.mean((2, 3), keepdim=True)
     low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
-    scale = uniform(low, high, count, device=device).exp()
+    kinds = torch.tensor(KINDS)
+    shows = kinds[kinds[:, 0].multinomial(count, replacement=True)].to(device)
+    stands, rigid, drives, fewest, begin = shows[:, 1:].unbind(1)
+
+    def between(lowest: Tensor, highest: float) -> Tensor:
+        return lowest + (highest - lowest) * torch.rand(count, device=device)
+
+    scale = between(low + (high - low) * begin, high).exp()
+    layers = between(fewest.clamp(max=motion.layers), motion.layers + 1).long()
     # A camera moves everything, or nearly stands still; each object adds a motion of its own.
-    stands = torch.rand(count, device=device) < 0.4
-    pace = scale * torch.rand(count, device=device) * torch.where(stands, 0.03, 1.)
-    camera = random_flow(count, height, width, pace, device)
-    layers = torch.randint(0, motion.layers + 1, (count,), device=device)
+    still = torch.rand(count, device=device) < stands
+    pace = scale * torch.rand(count, device=device) * torch.where(still, 0.03, 1.)
+    camera = random_flow(height, width, pace, rigid, drives)
     for layer in range(motion.layers + 1):
         chosen = (layers >= layer).nonzero().flatten()  # the pairs that have so many layers
         n = len(chosen)
         flow = camera[chosen]
         if layer:
-            flow = random_flow(n, height, width, scale[chosen], device) + flow * (
-                torch.rand(n, 1, 1, 1, device=device) < 0.7)
+            own = random_flow(height, width, scale[chosen], rigid[chosen], drives[chosen])
+            flow = own + flow * (torch.rand(n, 1, 1, 1, device=device) < 0.7)
         # Texture coordinates turned and zoomed, so that both frames are interpolated alike.
         angle = uniform(-0.6, 0.6, n, device=device)
         zoom = uniform(-0.25, 0.25, n, device=device).exp()
@@ -264,13 +295,17 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
         here = grid.expand(n, -1, -1, -1)
         seen = torch.cat([here + flow, here], 3)  # frame 1 left of frame 2 on one canvas
         points = torch.einsum('nij,njhw->nihw', turn, seen - centre) + centre
-        texture = textures.patches(n, height + 2 * margin, width + 2 * margin)
-        colour = sample(texture, points, margin)
+        patch = textures.patches(n, height + 2 * margin, width + 2 * margin)
+        colour = sample(patch, points, margin)
         if layer == 0:
             canvas, truth = colour, flow
             back = reversed_flow(flow, here) if motion.both_ways else None
             continue
         mask = shape_mask(seen)
+        plain = torch.rand(n, 1, 1, 1, device=device) < PLAIN
+        contrast = torch.where(plain, uniform(0.03, 0.5, n, 1, 1, 1, device=device), 1.)
+        middle = colour.mean((2, 3), keepdim=True)
+        colour = middle + contrast * (colour - middle)
         canvas[chosen] = canvas[chosen] * (1 - mask) + colour * mask
         truth[chosen] = torch.where(mask[..., :width] > 0.5, flow, truth[chosen])
         if back is not None:
