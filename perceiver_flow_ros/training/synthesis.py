@@ -33,6 +33,7 @@ class Motion:
     layers: int = 6             # foreground layers at most
     augment: float = 1.0        # share of batches with photometric changes, fog, blur and noise
     both_ways: bool = False     # every pair also with its frames exchanged
+    kinds: tuple[tuple[float, ...], ...] = KINDS
 
 
 def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
@@ -267,7 +268,7 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1])[None]
     centre = grid.mean((2, 3), keepdim=True)
     low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
-    kinds = torch.tensor(KINDS)
+    kinds = torch.tensor(motion.kinds)
     shows = kinds[kinds[:, 0].multinomial(count, replacement=True)].to(device)
     stands, rigid, drives, fewest, begin = shows[:, 1:].unbind(1)
 
