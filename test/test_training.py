@@ -21,12 +21,12 @@ from perceiver_flow_ros.training.losses import (  # noqa: E402
     choice_loss,
     sequence_loss,
 )
+from perceiver_flow_ros.training.photometric import fog, shake  # noqa: E402
 from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     drive_flow,
-    fog,
+    Kind,
     make_pairs,
     Motion,
-    shake,
 )
 from perceiver_flow_ros.training.textures import Textures  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
@@ -34,7 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
                    latent_channels=16, layers=1, heads=2, head_channels=8)
 TEXTURES = Textures()
-MOVING = ((1., 0., 0.15, 0.15, 0, 0.),)     # a camera that never stands still
+MOVING = (Kind(1., still=0., rigid=0.15, drives=0.15, fewest=0, begin=0.),)
 RECIPE = Recipe(pairs=24, batch=2, height=64, width=64, warmup=2, motion=Motion(kinds=MOVING))
 
 

@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--only-choice',
         action='store_true',
         help='train how tokens choose between candidates, and leave all else as it is; pairs are '
-        'made at half of the size and motion given, and one finer level is looked at: as good for '
-        'that, and more of them',
+        'made at half of the size and motion given, matched one level finer: more in less time',
     )
     parser.add_argument('--evaluate-every', type=int, default=3000, metavar='PAIRS')
     parser.add_argument('--seed', type=int, default=0)

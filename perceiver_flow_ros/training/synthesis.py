@@ -8,19 +8,30 @@ is f exactly, occlusions included; only a pair's reverse needs f inverted (`reve
 """
 from dataclasses import dataclass
 import math
+from typing import NamedTuple
 
-from perceiver_flow_ros.training.textures import Textures
+from perceiver_flow_ros.training.photometric import photometric
+from perceiver_flow_ros.training.textures import smooth_field, Textures, uniform
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# What pairs show: anything, objects that go far before what hardly moves, or a drive. Of each: its
-# share; how often the camera nearly stands still, a motion is rigid, it is a drive between planes
-# only; the fewest objects; and where between the smallest and the largest motion (in logarithms)
-# a pair's scale begins. What is rare is not learned, so none of them is.
-KINDS = ((0.40, 0.40, 0.15, 0.15, 0, 0.0),
-         (0.35, 0.65, 0.50, 0.05, 2, 0.5),
-         (0.25, 0.10, 0.20, 0.60, 0, 0.5))
+
+class Kind(NamedTuple):
+    """What some of the pairs show, and how often."""
+
+    share: float        # of the pairs
+    still: float        # probability that the camera nearly stands still,
+    rigid: float        # that a motion is rigid or affine,
+    drives: float       # that it is a drive between planes only
+    fewest: int         # objects
+    begin: float        # between smallest and largest motion (in logarithms): scales are above it
+
+
+# Anything, objects that go far before what hardly moves, drives: what is rare is not learned.
+KINDS = (Kind(0.40, still=0.40, rigid=0.15, drives=0.15, fewest=0, begin=0.0),
+         Kind(0.35, still=0.65, rigid=0.50, drives=0.05, fewest=2, begin=0.5),
+         Kind(0.25, still=0.10, rigid=0.20, drives=0.60, fewest=0, begin=0.5))
 PLAIN = 0.25    # share of the objects with little texture, as much of what people make
 
 
@@ -33,19 +44,7 @@ class Motion:
     layers: int = 6             # foreground layers at most
     augment: float = 1.0        # share of batches with photometric changes, fog, blur and noise
     both_ways: bool = False     # every pair also with its frames exchanged
-    kinds: tuple[tuple[float, ...], ...] = KINDS
-
-
-def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
-    """Uniform random numbers in [low, high)."""
-    return torch.empty(*shape, device=device).uniform_(low, high)
-
-
-def smooth_field(count: int, channels: int, height: int, width: int, cells: int,
-                 device: str) -> Tensor:
-    """Smooth random field of about unit size, (count, channels, height, width)."""
-    noise = torch.randn(count, channels, cells, cells + 1, device=device)
-    return F.interpolate(noise, (height, width), mode='bicubic', align_corners=True)
+    kinds: tuple[Kind, ...] = KINDS     # what pairs show
 
 
 def random_flow(height: int, width: int, scale: Tensor, rigid: Tensor,
@@ -161,66 +160,6 @@ def sample(texture: Tensor, points: Tensor, margin: int) -> Tensor:
     grid = ((points + margin + 0.5) * 2 / size - 1).permute(0, 2, 3, 1)
     return F.grid_sample(texture, grid, mode='bilinear', padding_mode='reflection',
                          align_corners=False)
-
-
-def blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of (n, 3, h, w), one ``sigma`` (n,) in pixels per image, up to about 2."""
-    offsets = torch.arange(-4, 5, device=image.device)
-    kernel = torch.exp(-offsets ** 2 / (2 * sigma[:, None] ** 2 + 1e-4))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)
-    n, _, h, w = image.shape
-    x = F.pad(image.reshape(1, n * 3, h, w), (4, 4, 4, 4), mode='replicate')
-    x = F.conv2d(x, kernel.view(n * 3, 1, 1, 9), groups=n * 3)
-    return F.conv2d(x, kernel.view(n * 3, 1, 9, 1), groups=n * 3).view(n, 3, h, w)
-
-
-def shake(image: Tensor, angle: Tensor, length: Tensor) -> Tensor:
-    """Motion blur of (n, 3, h, w): a line of ``length`` pixels (n,), up to 9, in a direction."""
-    n, _, h, w = image.shape
-    line = torch.arange(-4, 5, device=image.device)
-    along = line * angle.cos().view(-1, 1, 1) + line[:, None] * angle.sin().view(-1, 1, 1)
-    across = line[:, None] * angle.cos().view(-1, 1, 1) - line * angle.sin().view(-1, 1, 1)
-    kernel = (length.view(-1, 1, 1) / 2 + 0.5 - along.abs()).clamp(0, 1) * (
-        1 - across.abs()).clamp(min=0)
-    kernel = (kernel / kernel.sum((1, 2), keepdim=True)).repeat_interleave(3, 0)[:, None]
-    x = F.pad(image.reshape(1, n * 3, h, w), (4, 4, 4, 4), mode='replicate')
-    return F.conv2d(x, kernel, groups=n * 3).view(n, 3, h, w)
-
-
-def fog(both: Tensor) -> Tensor:
-    """Hide (2, n, 3, h, w) behind a veil that thickens and thins, and stays where it is."""
-    _, n, _, h, w = both.shape
-    device = str(both.device)
-    dense = 0.7 * torch.rand(n, 1, 1, 1, device=device)
-    veil = dense * (0.5 + 0.4 * smooth_field(n, 1, h, w, 3, device)).clamp(0, 1)
-    return both * (1 - veil) + uniform(0.4, 1, n, 3, 1, 1, device=device) * veil
-
-
-def photometric(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Fog, exposure, white balance, gamma, blur, noise: much in common, a little of each one's."""
-    n, device = len(first), str(first.device)
-    both = torch.stack([first, second])
-
-    def vary(common: float, own: float, channels: int) -> Tensor:
-        shared = torch.randn(1, n, channels, 1, 1, device=device) * common
-        each = torch.randn(2, n, channels, 1, 1, device=device) * own
-        return shared + each * torch.rand(1, n, 1, 1, 1, device=device) ** 3
-
-    if torch.rand(1) < 0.2:         # (of the batches: they cost time)
-        both = fog(both)
-    if torch.rand(1) < 0.2:
-        angle = uniform(0, torch.pi, n, device=device).repeat(2)
-        length = 8 * torch.rand(2 * n, device=device) ** 2
-        both = shake(both.flatten(0, 1), angle, length).view_as(both)
-    grey = (torch.rand(1, n, 1, 1, 1, device=device) < 0.15).float()
-    both = both * (1 - grey) + both.mean(2, keepdim=True) * grey
-    both = both.clamp(1e-3, 1) ** vary(0.25, 0.12, 1).exp()
-    both = both * (vary(0.25, 0.15, 1) + vary(0.08, 0.04, 3)).exp() + vary(0.05, 0.04, 1)
-    sigma = 1.4 * torch.rand(n, device=device) ** 2 * (torch.rand(n, device=device) < 0.4)
-    both = blur(both.flatten(0, 1), torch.cat([sigma, sigma])).view_as(both)
-    noise = 0.04 * torch.rand(1, n, 1, 1, 1, device=device) ** 3
-    both = (both + noise * torch.randn_like(both)).clamp(0, 1)
-    return both[0], both[1]
 
 
 def reversed_flow(flow: Tensor, grid: Tensor, steps: int = 12) -> Tensor:

@@ -89,6 +89,18 @@ class Textures:
         return out
 
 
+def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
+    """Uniform random numbers in [low, high)."""
+    return torch.empty(*shape, device=device).uniform_(low, high)
+
+
+def smooth_field(count: int, channels: int, height: int, width: int, cells: int,
+                 device: str) -> Tensor:
+    """Smooth random field of about unit size, (count, channels, height, width)."""
+    noise = torch.randn(count, channels, cells, cells + 1, device=device)
+    return F.interpolate(noise, (height, width), mode='bicubic', align_corners=True)
+
+
 def procedural_textures(count: int, height: int, width: int, device: str = 'cpu',
                         faint: float = 0.25) -> Tensor:
     """Coloured noise over octaves with a random spectrum: some posterised or periodic.
