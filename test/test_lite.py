@@ -132,6 +132,24 @@ def test_brightness_tells_the_right_candidate_up_to_the_edge_of_what_moves():
     assert contrasts[1][inner].max() > 0.2
 
 
+@pytest.mark.parametrize('axis', [-1, -2])
+def test_what_speaks_for_a_candidate_has_no_direction(axis):
+    """So training may mirror what it remembers."""
+    first, second, _ = far()
+    torch.manual_seed(6)
+    flows = 20 * torch.randn(3, 1, 2, 30, 40)
+    match = (flows[1] / 2).round() * 2
+    mirror = torch.tensor([-1., 1.] if axis == -1 else [1., -1.])[:, None, None]
+
+    def seen(turn, sign):
+        grey, other = (turn(x.mean(1, keepdim=True)) for x in (first, second))
+        candidates = Candidates(turn(match) * sign, turn(flows[1:]) * sign, torch.ones(2, 1))
+        return describe(grey, evidence.local_contrast(grey), other, turn(flows) * sign, candidates)
+
+    straight, turned = seen(lambda x: x, 1.), seen(lambda x: x.flip(axis), mirror)
+    assert torch.allclose(turned.flip(axis), straight, atol=1e-3)
+
+
 def affine(matrix, shift, h: int = 30, w: int = 40):
     y, x = torch.meshgrid(torch.arange(float(h)), torch.arange(float(w)), indexing='ij')
     return torch.einsum('ij,jhw->ihw', torch.tensor(matrix), torch.stack([x, y])) + torch.tensor(

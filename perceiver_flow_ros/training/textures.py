@@ -77,7 +77,7 @@ class Textures:
         for i in (~procedural).nonzero().flatten().tolist():
             image = self.images[int(torch.multinomial(self.weights, 1))]
             # Any crop from half to twice the patch in scale, mirrored at random.
-            zoom = float(torch.empty(1).uniform_(-0.9, 0.9).exp2())
+            zoom = float(uniform(-0.9, 0.9, 1, device='cpu').exp2())
             h, w = (max(16, min(int(n * zoom), m)) for n, m in
                     zip((height, width), image.shape[1:]))
             y, x = (int(torch.randint(0, m - n + 1, (1,)))
@@ -108,7 +108,7 @@ def procedural_textures(count: int, height: int, width: int, device: str = 'cpu'
     A share ``faint`` of them has next to no texture.
     """
     total = torch.zeros(count, 3, height, width, device=device)
-    slope = torch.empty(count, 1, 1, 1, device=device).uniform_(0.4, 1.3)
+    slope = uniform(0.4, 1.3, count, 1, 1, 1, device=device)
     cell = 2
     while cell < max(height, width):
         noise = torch.randn(count, 3, height // cell + 2, width // cell + 2, device=device)
@@ -116,7 +116,7 @@ def procedural_textures(count: int, height: int, width: int, device: str = 'cpu'
         cell *= 2
     total = (total - total.mean((2, 3), keepdim=True)) / (total.std((2, 3), keepdim=True) + 1e-6)
     kind = torch.rand(count, 1, 1, 1, device=device)
-    period = torch.empty(count, 1, 1, 1, device=device).uniform_(4, 24)
+    period = uniform(4, 24, count, 1, 1, 1, device=device)
     angle = torch.rand(count, 1, 1, 1, device=device) * torch.pi
     y = torch.arange(height, device=device).view(1, 1, -1, 1)
     x = torch.arange(width, device=device).view(1, 1, 1, -1)
