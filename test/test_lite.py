@@ -17,7 +17,9 @@ from perceiver_flow_ros.model.choice import (  # noqa: E402
     describe,
     find_candidates,
     MEASURES,
+    renewed,
 )
+from perceiver_flow_ros.model.propagation import propagated  # noqa: E402
 from perceiver_flow_ros.model.weights import load_lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
@@ -64,15 +66,15 @@ def test_lucas_kanade_has_the_sign_of_the_motion():
         assert torch.allclose(u, torch.tensor([1., -1.]), atol=0.4)
 
 
-def far(height: int = 120, width: int = 160):
+def far(height: int = 120, width: int = 160, size: int = 24):
     """A patch of 24x24 that goes (36, -28) over a still ground; where it is, (h/4, w/4)."""
     torch.manual_seed(4)
-    ground, patch = textured(height, width), textured(24, 24)
+    ground, patch = textured(height, width), textured(size, size)
     first, second = ground.clone(), ground.clone()
-    first[..., 60:84, 40:64] = patch
-    second[..., 32:56, 76:100] = patch
+    first[..., 60:60 + size, 40:40 + size] = patch
+    second[..., 32:32 + size, 76:76 + size] = patch
     where = torch.zeros(height, width, dtype=torch.bool)
-    where[60:84, 40:64] = True
+    where[60:60 + size, 40:40 + size] = True
     return (*normalised(first, second), where[::4, ::4])
 
 
@@ -100,8 +102,10 @@ def test_a_candidate_is_taken_where_it_explains_more_and_only_there():
     still = torch.zeros(1, 2, 30, 40)
     contrast = evidence.local_contrast(first)
     candidates, flow = find_candidates(first, second), torch.zeros(1, 2, 120, 160)
-    for _ in range(lite.PASSES):
+    for again in range(lite.PASSES):
         before = torch.nn.functional.avg_pool2d(flow, evidence.TOKEN)
+        if again:
+            candidates = renewed(candidates, contrast, second, before)
         best = choice(first, contrast, second, before, candidates).chosen()
         flow = network.residual(first, contrast, second, best, chosen=True)
     best = best[0]
@@ -191,12 +195,34 @@ def test_a_plane_in_perspective_is_a_layer_also_where_it_leaves_the_frame():
 
 
 @pytest.mark.parametrize('known', [0, 1, 5])
-def test_layers_of_too_few_matches_have_no_share_or_are_still_numbers(known):
+def test_layers_of_too_few_matches_are_none(known):
     match = torch.full((1, 2, 30, 40), torch.nan)
-    match.flatten(2)[..., :known] = 3.
+    match.flatten(2)[..., :known] = 3.          # (five in a line span no triangle)
     motions, shares = layers.layer_motions(match)
-    assert motions.isfinite().all() and shares.isfinite().all()
+    assert motions.isnan().all() and shares.isfinite().all()
     assert known or (shares == 0).all()
+    match[..., 10:14, 20:24] = 3.
+    motions, shares = layers.layer_motions(match)
+    assert torch.allclose(motions[0], torch.tensor(3.), atol=0.1) and shares[0, 0] == 1
+    assert motions[1:].isnan().all() and (shares[1:] == 0).all()
+
+
+def test_layers_are_sought_again_in_the_flow_that_explains_the_frames():
+    """No match anywhere; a third of the flow is wrong, and explains nothing."""
+    first, second, where = far(size=40)
+    contrast = evidence.local_contrast(first)
+    truth = torch.zeros(1, 2, 30, 40)
+    truth[0, :, where] = torch.tensor([[36.], [-28.]])
+    wrong = torch.arange(40).expand(30, 40) >= 28
+    flow = torch.where(wrong, torch.tensor([11., 7.])[:, None, None], truth)
+    nothing = torch.full((1, 2, 30, 40), torch.nan)
+    none = Candidates(nothing, torch.cat([nothing[None]] * 5), torch.zeros(5, 1))
+    candidates = renewed(none, contrast, second, flow)
+    motions, shares = candidates.flows[1:, 0], candidates.shares[1:, 0]
+    assert candidates.match is nothing and candidates.flows[0].isnan().all()
+    assert motions[0].abs().max() < 0.1 and shares[0] > 0.8
+    goes = torch.tensor([36., -28.])[:, None]
+    assert (motions[1][:, where] - goes).abs().max() < 1 and 0.05 < shares[1] < 0.15
 
 
 def test_holes_between_matches_are_filled_from_their_neighbours():
@@ -247,6 +273,61 @@ def test_the_level_of_the_matches_keeps_the_search_small():
         h, w = sizes[lite.matching_level(sizes, lite.MATCHED)]
         assert 500 < h * w / 16 <= matching.MOST_TOKENS
     assert lite.matching_level([(40, 40), (20, 20)], lite.MATCHED) >= 2     # too small to have one
+
+
+def before_a_ground(seed: int):
+    """A square of 40 px that goes (14, -9) on a still ground: frames, true flow, where it is."""
+    torch.manual_seed(seed)
+    ground, patch = textured(96, 128), textured(40, 40)
+    first, second = ground.clone(), ground.clone()
+    first[..., 40:80, 30:70] = patch
+    second[..., 31:71, 44:84] = patch
+    truth = torch.zeros(1, 2, 96, 128)
+    truth[..., 40:80, 30:70] = torch.tensor([14., -9.])[:, None, None]
+    return (*normalised(first, second), truth)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_flow_spreads_up_to_the_edges_and_not_into_what_is_hidden(seed):
+    first, second, truth = before_a_ground(seed)
+    blurred = torch.nn.functional.avg_pool2d(
+        torch.nn.functional.pad(truth, (6,) * 4, mode='replicate'), 13, 1)
+    sharp = propagated(blurred, first, second)
+    # What the second frame shows of the ground, and the square.
+    seen = torch.ones(96, 128, dtype=torch.bool)
+    seen[31:71, 44:84] = False
+    seen[40:80, 30:70] = True
+    errors = [(flow - truth)[0].norm(dim=0) for flow in (blurred, sharp)]
+    assert errors[1][seen].mean() < 0.3 * errors[0][seen].mean()
+    hidden = propagated(truth, first, second)
+    assert (hidden - truth).norm(dim=1).gt(1).float().mean() < 0.01
+    assert (~seen).float().mean() > 0.04                # (were all of it wrong, it would show)
+
+
+def test_flow_that_leaves_the_frame_stays_and_pairs_do_not_mix():
+    first, second, truth = before_a_ground(3)
+    flow = truth + torch.randn(1, 2, 24, 32).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    flow[..., :20] = -60.
+    spread = propagated(flow, first, second)
+    assert torch.equal(spread[..., :20], flow[..., :20])
+    assert (spread - flow).abs().max() > 1
+    both = propagated(torch.cat([truth.flip(3), flow]), torch.cat([first.flip(3), first]),
+                      torch.cat([second, second]))
+    assert torch.allclose(both[1:], spread, atol=1e-4)
+
+
+def test_a_brighter_second_frame_is_no_difference():
+    first, second, truth = before_a_ground(1)
+    assert (propagated(truth, first, second + 0.2) - propagated(truth, first, second)).norm(
+        dim=1).gt(0.1).float().mean() < 0.02
+
+
+@pytest.mark.parametrize('size', [1, 3, 5, 7, 9])
+@pytest.mark.parametrize('shape', [(30, 41), (2, 3), (1, 1)])
+def test_a_window_takes_the_mean_of_what_lies_inside(size, shape):
+    x = torch.rand(2, 3, *shape)
+    expected = torch.nn.functional.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+    assert torch.allclose(evidence.window_mean(x, size), expected, atol=1e-6)
 
 
 def test_convex_upsampling_keeps_a_linear_field_and_interpolates_bilinearly():

@@ -34,7 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
                    latent_channels=16, layers=1, heads=2, head_channels=8)
 TEXTURES = Textures()
-MOVING = (Kind(1., still=0., rigid=0.15, drives=0.15, fewest=0, begin=0.),)
+MOVING = (Kind(1., still=0., rigid=0.15, drives=0.15, fewest=0, most=6, size=1., begin=0.),)
 RECIPE = Recipe(pairs=24, batch=2, height=64, width=64, warmup=2, motion=Motion(kinds=MOVING))
 
 

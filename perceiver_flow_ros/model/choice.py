@@ -8,6 +8,8 @@ same for all candidates, weighs that with its neighbours.
 from typing import NamedTuple
 
 from perceiver_flow_ros.model.evidence import (
+    brighter,
+    DARKER,
     length,
     local_contrast,
     spread,
@@ -22,7 +24,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 MEASURES = 22           # that `describe` gives
-DARKER = 0.3            # of the frames' deviation: where brightness differs more, it is as wrong
+EXPLAINED = 0.7         # of the local contrast: where less is left, a flow explains a token
 HIDDEN = 48
 
 
@@ -30,8 +32,9 @@ class Candidates(NamedTuple):
     """What tokens may follow instead of the estimate so far, in pixels of their level."""
 
     match: Tensor       # (B, 2, h, w), NaN where there is none
-    flows: Tensor       # (K, B, 2, h, w): the matches with holes filled, then layers' motions
-    shares: Tensor      # (K, B) of the matches that follow a layer's motion
+    flows: Tensor       # (K, B, 2, h, w), NaN where there is none: the matches with holes filled,
+                        # then layers' motions
+    shares: Tensor      # (K, B) of what a layer's motion was sought in: what follows it
 
 
 class Options(NamedTuple):
@@ -50,9 +53,31 @@ class Options(NamedTuple):
 def find_candidates(previous: Tensor, current: Tensor) -> Candidates:
     """Look for motion over the whole of two normalised frames (B, 3, 4h, 4w)."""
     match = distant_matches(previous, current)
-    motions, shares = layer_motions(match)
-    return Candidates(match, torch.cat([filled(match)[None], motions]),
+    return with_layers(match, filled(match), match)
+
+
+def with_layers(match: Tensor, whole: Tensor, field: Tensor) -> Candidates:
+    """Candidates: matches, these with holes filled, and motions that much of a field follows."""
+    motions, shares = layer_motions(field)
+    return Candidates(match, torch.cat([whole[None], motions]),
                       torch.cat([torch.zeros_like(shares[:1]), shares]))
+
+
+@torch.no_grad()
+def renewed(candidates: Candidates, contrast: Tensor, current: Tensor,
+            flow: Tensor) -> Candidates:
+    """Look for layers' motions again, when the flow so far (B, 2, h, w) explains most tokens.
+
+    They are sought in that flow where it explains the frames, in the matches elsewhere: more of
+    an object is known now, and more exactly. ``contrast``: the first frame's local contrast,
+    ``current``: the second, normalised (B, 3, 4h, 4w).
+    """
+    first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
+    cost = (first - local_contrast(warp(second, spread(flow)))).abs_().clamp_(max=1)
+    cost, texture = (window_mean(F.avg_pool2d(x, TOKEN), 3) for x in (cost, first.abs()))
+    explained = (cost < EXPLAINED * (texture + 0.02)) & ~leaves(flow)
+    whole = candidates.flows[0]
+    return with_layers(candidates.match, whole, torch.where(explained, flow, whole))
 
 
 class Choice(nn.Module):
@@ -136,7 +161,8 @@ def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,
     kind[0], kind[1] = 1, -1
     measures.append(kind)
     # Local contrast mixes both sides of an edge. Brightness does not, but light may change.
-    cost = unlike(previous, warped, DARKER) / DARKER
+    light = brighter(previous, warped[:batch])
+    cost = unlike(previous - light, warped, DARKER) / DARKER
     near, wide = mean(cost, 3), mean(cost, 7)
     measures += [cost, near, wide, (4 * (near - near[:1])).clamp(-1, 1)]
     for local in (near, wide):

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TOKEN = 4   # pixels of the level per token and axis
+TOKEN = 4       # pixels of the level per token and axis
+DARKER = 0.3    # of the frames' deviation: where brightness differs more, it is as wrong
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
     """``image`` (B, C, h, w) sampled at pixel + flow (B, 2, h, w); border repeated."""
     h, w = image.shape[-2:]
-    y = torch.arange(h, device=image.device, dtype=flow.dtype)[:, None]
-    x = torch.arange(w, device=image.device, dtype=flow.dtype)
-    grid = torch.stack([(x + flow[:, 0]) * (2 / w) + (1 / w - 1),
-                        (y + flow[:, 1]) * (2 / h) + (1 / h - 1)], -1)
+    y, x = ((torch.arange(n, device=image.device, dtype=flow.dtype) * 2 + 1) / n - 1
+            for n in (h, w))
+    grid = torch.stack([torch.add(x, flow[:, 0], alpha=2 / w),
+                        torch.add(y[:, None], flow[:, 1], alpha=2 / h)], -1)
     return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
 
 
@@ -28,32 +29,55 @@ def spread(flow: Tensor) -> Tensor:
 
 def local_contrast(frame: Tensor) -> Tensor:
     """Channels less their mean over 9x9 pixels: a change of exposure is not motion."""
-    rows, columns = (inside(n, frame.device) for n in frame.shape[-2:])
-    return frame - box_sum(frame) / (rows[:, None] * columns).to(frame.dtype)
-
-
-def inside(n: int, device: torch.device) -> Tensor:
-    """How many of the 9 pixels around each of ``n`` in a line there are, (n,)."""
-    k = torch.arange(n, device=device)
-    return (k + 4).clamp(max=n - 1) - (k - 4).clamp(min=0) + 1
-
-
-def box_sum(x: Tensor) -> Tensor:
-    """Sum over 9x9 pixels, of what lies inside, in eight additions: 2, 4, 8, 9 to an axis."""
-    for axis, padding in ((-1, (4, 4)), (-2, (0, 0, 4, 4))):
-        padded = F.pad(x, padding)
-        total = padded
-        for step in (1, 2, 4):
-            n = total.shape[axis] - step
-            total = total.narrow(axis, 0, n) + total.narrow(axis, step, n)
-        n = x.shape[axis]
-        x = total.narrow(axis, 0, n) + padded.narrow(axis, 8, n)
-    return x
+    return frame - window_mean(frame, 9)
 
 
 def window_mean(x: Tensor, size: int) -> Tensor:
-    """Mean over ``size`` x ``size`` tokens, of what lies inside."""
-    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+    """Mean over ``size`` x ``size``, an odd number, of what lies inside."""
+    rows, columns = (inside(n, size, x.device) for n in x.shape[-2:])
+    return box_sum(x, size) / (rows[:, None] * columns).to(x.dtype)
+
+
+def inside(n: int, size: int, device: torch.device) -> Tensor:
+    """How many of the ``size`` around each of ``n`` in a line there are, (n,)."""
+    k = torch.arange(n, device=device)
+    return (k + size // 2).clamp(max=n - 1) - (k - size // 2).clamp(min=0) + 1
+
+
+def box_sum(x: Tensor, size: int) -> Tensor:
+    """Sum over ``size`` x ``size``, of what lies inside: of runs of 1, 2, 4... along each axis.
+
+    (Additions of whole tensors: on a CPU torch's pooling takes several times as long.)
+    """
+    for axis, edges in ((-1, (size // 2,) * 2), (-2, (0, 0, size // 2, size // 2))):
+        n, run, length, done = x.shape[axis], F.pad(x, edges), 1, 0
+        while done < size:
+            if size & length:
+                part = run.narrow(axis, done, n)
+                x, done = part if not done else x + part, done + length
+            if done < size:
+                m = run.shape[axis] - length
+                run, length = run.narrow(axis, 0, m) + run.narrow(axis, length, m), 2 * length
+    return x
+
+
+def neighbours(x: Tensor, reach: int) -> list[Tensor]:
+    """Values (B, C, h, w) of the eight that are ``reach`` away from each, row by row."""
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (reach,) * 4, mode='replicate')
+    steps = 0, reach, 2 * reach
+    return [padded[:, :, y:y + h, x:x + w] for y in steps for x in steps
+            if (y, x) != (reach, reach)]
+
+
+def brighter(first: Tensor, second: Tensor) -> Tensor:
+    """By how much the first of two aligned frames (B, 1, h, w) is brighter: (B, 1, 1, 1).
+
+    Where they differ little, so that what comes into view has no part in it.
+    """
+    difference = first - second
+    alike = (difference.abs() < DARKER).to(first.dtype)
+    return (difference * alike).sum((2, 3), True) / (alike.sum((2, 3), True) + 1)
 
 
 def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 LAYERS = 4              # motions that are looked for
 HYPOTHESES = 256        # triangles of matches that propose them
 CLOSE = 2.5             # pixels of the level: a match follows a motion
+THIN = 4                # tokens: twice the area of a triangle that proposes nothing
 DEFORMED = 0.6          # largest change of length that is believed
 FITS = 3                # of each motion to what follows it
 STEEP = 0.01            # how much less likely perspective is than none
@@ -32,21 +33,23 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    motions : (`LAYERS`, B, 2, h, w), of every token.
-    shares : (`LAYERS`, B) of the matches that follow each and none before it; where that is next
-        to nothing, the motion is arbitrary.
+    motions : (`LAYERS`, B, 2, h, w), of every token; NaN where fewer than three matches are left.
+    shares : (`LAYERS`, B) of the matches that follow each and none before it.
     """
     batch, _, h, w = match.shape
     with torch.autocast(match.device.type, enabled=False):
+        unit = max(h, w) / 2                                        # tokens: all below is in it
         token = torch.arange(h * w, device=match.device)
-        place = torch.stack([token % w, token // w]).float()        # (2, n), tokens
-        value = match.float().flatten(2)                            # (B, 2, n)
+        place = torch.stack([token % w, token // w])                # (2, n)
+        value = match.float().flatten(2) / (TOKEN * unit)           # (B, 2, n)
         left = torch.isfinite(value[:, 0]).float()                  # matches not yet explained
         value = value.nan_to_num(0.)
         count = left.sum(1)
-        size = max(h, w) / 2                                        # tokens
-        matrix, shift = proposals(place, value, left > 0)
-        follow = (misfit(matrix, shift, place, value[:, None]) < CLOSE ** 2).float()  # (B, H, n)
+        close = CLOSE / (TOKEN * unit)
+        order = morton(place)
+        place = place / unit
+        matrix, shift = proposals(order, place, value, left > 0, THIN / unit ** 2)
+        follow = (misfit(matrix, shift, place, value[:, None]) < close ** 2).float()  # (B, H, n)
         motions, shares = [], []
         for _ in range(LAYERS):
             best = (follow @ left[:, :, None]).argmax(1)            # (B, 1)
@@ -54,21 +57,23 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
                     for x in (matrix, shift))
             error = misfit(a, b, place, value)
             for _ in range(FITS):
-                motion = homography(left * (error < CLOSE ** 2), place, value, size)
+                motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
                 error = (motion - value).square().sum(1)
-            shares.append((left * (error < CLOSE ** 2)).sum(1) / count.clamp(min=1))
-            motions.append(motion.view(batch, 2, h, w))
-            left = left * (error >= (2 * CLOSE) ** 2)
+            following = (left * (error < close ** 2)).sum(1)
+            shares.append(following / count.clamp(min=1))
+            motion = motion.masked_fill((following < 3)[:, None, None], math.nan)
+            motions.append((motion * (TOKEN * unit)).view(batch, 2, h, w))
+            left = left * (error >= (2 * close) ** 2)
     return torch.stack(motions).to(match.dtype), torch.stack(shares).to(match.dtype)
 
 
-def proposals(place: Tensor, value: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def proposals(order: Tensor, place: Tensor, value: Tensor, known: Tensor,
+              thin: float) -> tuple[Tensor, Tensor]:
     """Motions (B, H, 2, 2), (B, H, 2) through triangles of known values, near and far apart.
 
-    ``place``: (2, n), ``value``: (B, 2, n), ``known``: (B, n). Triangles that are thin, or
-    deformed beyond what two frames show, propose what nothing follows.
+    ``order``: (n,) of the places (2, n), ``value``: (B, 2, n), ``known``: (B, n). Triangles that
+    are ``thin``, or deformed beyond what two frames show, propose what nothing follows.
     """
-    order = morton(place)
     listed = order[known[:, order].logical_not().byte().sort(dim=1, stable=True).indices]
     pick = triangles(known.sum(1, keepdim=True)).flatten(1)
     pick = listed.gather(1, pick)                                   # (B, 3 H) of the known ones
@@ -78,14 +83,14 @@ def proposals(place: Tensor, value: Tensor, known: Tensor) -> tuple[Tensor, Tens
     sides, change = ((x[:, :, 1:] - x[:, :, :1]).transpose(2, 3) for x in (points, values))
     area = determinant(sides)
     matrix = change @ adjugate(sides) / torch.where(area == 0, 1, area)[..., None, None]
-    sound = (area.abs() > 4) & (matrix.abs().amax((2, 3)) < DEFORMED * TOKEN)
+    sound = (area.abs() > thin) & (matrix.abs().amax((2, 3)) < DEFORMED)
     shift = values[:, :, 0] - (matrix @ points[:, :, 0, :, None])[..., 0]
     return matrix, shift.masked_fill(~sound[..., None], math.inf)
 
 
 def morton(place: Tensor) -> Tensor:
     """Order of places (2, n) along Morton's curve: near in the list is near in the image."""
-    x, y = place.long()
+    x, y = place
     code = sum(((x >> k & 1) << 2 * k) + ((y >> k & 1) << 2 * k + 1) for k in range(12))
     return code.argsort()
 
@@ -106,43 +111,46 @@ def misfit(matrix: Tensor, shift: Tensor, place: Tensor, value: Tensor) -> Tenso
     return (matrix @ place + shift[..., None] - value).square().sum(-2)
 
 
-def homography(weight: Tensor, place: Tensor, value: Tensor, size: float) -> Tensor:
+def homography(weight: Tensor, place: Tensor, value: Tensor, stiff: float) -> Tensor:
     """Motion (B, 2, n) of a plane, as the values (B, 2, n) at places (2, n) weigh (B, n).
 
     For a plane that the camera sees, places x go to y with y (1 + p.x) = A x + b. So for a given
-    perspective p this is an affine fit to y (1 + p.x); p makes its residual smallest. Both are
-    counted from their weighted means (as Hartley, 1997, for the eight-point algorithm).
+    perspective p this is an affine fit, by least squares, to y (1 + p.x); p makes what is left
+    smallest. Both are counted from their weighted means (as Hartley, 1997, for the eight-point
+    algorithm). ``stiff`` keeps few from having a slope.
     """
     total = weight.sum(1)[:, None, None] + 1e-3
-    centre, mean = ((weight[:, None] * t).sum(2, keepdim=True) / total for t in (place, value))
-    x, change = (place - centre) / size, (value - mean) / (TOKEN * size)        # (B, 2, n)
+    both = torch.cat([place.expand_as(value), value], 1)
+    means = both @ weight[:, :, None] / total
+    x, change = (both - means).split(2, 1)
     y = x + change
-    targets = torch.cat([change, y * x[:, :1], y * x[:, 1:]], 1)                # (B, 6, n)
-    fits = affine_fit(weight, x, targets, 2 / size ** 2)
-    residual = (targets - fits).unflatten(1, (3, 2))
-    products = torch.einsum('bicn,bjcn,bn->bij', residual, residual, weight)
-    normal = products[:, 1:, 1:] + STEEP * torch.eye(2, device=x.device)
-    p = -(adjugate(normal) @ products[:, 1:, :1]) / determinant(normal)[:, None, None]
-    along, across = fits[:, 2:4] - x * x[:, :1], fits[:, 4:] - x * x[:, 1:]
-    moved = fits[:, :2] + p[:, :1] * along + p[:, 1:] * across
-    return moved / (1 + p.mT @ x).clamp(min=NEAREST) * (TOKEN * size) + mean
-
-
-def affine_fit(weight: Tensor, x: Tensor, targets: Tensor, stiff: float) -> Tensor:
-    """Weighted least squares in places (B, 2, n): what it says of targets (B, C, n), everywhere.
-
-    The places' weighted mean is 0.
-    """
-    mean = (weight[:, None] * targets).sum(2, keepdim=True) / (weight.sum(1)[:, None, None] + 1e-3)
-    weighted = (weight[:, None] * x).mT
-    spread = x @ weighted + stiff * torch.eye(2, device=x.device)   # few: no slope
-    slope = (targets - mean) @ weighted @ adjugate(spread) / determinant(spread)[:, None, None]
-    return mean + slope @ x
+    rows = torch.cat([x, change, y * x[:, :1], y * x[:, 1:]], 1)                # (B, 8, n)
+    weighted = (rows * weight[:, None]).mT
+    offset = weighted.sum(1)[:, :, None] / total
+    products = rows @ weighted - total * offset @ offset.mT     # of the rows less their means
+    spread, across, fitted = products[:, :2, :2], products[:, 2:, :2], products[:, 2:, 2:]
+    eye = torch.eye(2, device=x.device)
+    slope = across @ inverse(spread + stiff * eye)                              # (B, 6, 2)
+    left = fitted - (across - slope @ spread) @ slope.mT - slope @ across.mT
+    left = left.unflatten(2, (3, 2)).unflatten(1, (3, 2))
+    left = left.diagonal(dim1=2, dim2=4).sum(3)                                 # (B, 3, 3)
+    p = -inverse(left[:, 1:, 1:] + STEEP * eye) @ left[:, 1:, :1]
+    one, two = p[:, :1], p[:, 1:]
+    slope, offset = (t[:, :2] + one * t[:, 2:4] + two * t[:, 4:]
+                     for t in (slope, offset[:, 2:]))
+    along = p.mT @ x
+    moved = (slope @ x + offset - along * x) / (1 + along).clamp(min=NEAREST)
+    return moved + means[:, 2:]
 
 
 def determinant(x: Tensor) -> Tensor:
     """Of matrices (..., 2, 2)."""
     return x[..., 0, 0] * x[..., 1, 1] - x[..., 0, 1] * x[..., 1, 0]
+
+
+def inverse(x: Tensor) -> Tensor:
+    """Of matrices (..., 2, 2) that have one."""
+    return adjugate(x) / determinant(x)[..., None, None]
 
 
 def adjugate(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
-from perceiver_flow_ros.model.choice import Choice, find_candidates, Options
+from perceiver_flow_ros.model.choice import Choice, find_candidates, Options, renewed
 from perceiver_flow_ros.model.evidence import (
     best_match,
     local_contrast,
@@ -28,12 +28,14 @@ from perceiver_flow_ros.model.evidence import (
 )
 from perceiver_flow_ros.model.matching import leaves, MOST_TOKENS
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
+from perceiver_flow_ros.model.propagation import propagated
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
 PASSES = 2  # at each level but the last, which costs most: what is wrong there is lost after it
 MATCHED = 2     # the level at which matches are looked for everywhere
+EDGES = 1       # the coarsest level, but the last, whose flow spreads up to the edges
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,8 @@ class LitePerceiver(nn.Module):
 
         Returns
         -------
-        Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level.
+        Flow of every level visited, coarsest first: (B, 2, h_k, w_k), pixels of that level; but
+        in training, the last one follows the edges (`propagated`).
         """
         sizes = pyramid_sizes(previous.shape[-2], previous.shape[-1], self.config.smallest)
         normalise = normaliser(previous, current)
@@ -247,15 +250,21 @@ class LitePerceiver(nn.Module):
             contrast = local_contrast(a)
             candidates = find_candidates(a, b) if level == matched else None
             learning = candidates is not None and choices is not None
-            for _ in range(PASSES if level > last or learning else 1):
+            for again in range(PASSES if level > last or learning else 1):
                 before = F.avg_pool2d(resize_flow(flow.detach(), h, w), TOKEN)
                 if candidates is not None:
+                    if again:
+                        candidates = renewed(candidates, contrast, b, before)
                     options = self.choice(a, contrast, b, before, candidates)
                     before = options.chosen()
                     if choices is not None:
                         choices.append(options)
                 flow = self.residual(a, contrast, b, before, chosen=candidates is not None)
             flows.append(flow)
+            if level <= max(last, EDGES):
+                flow = propagated(flow, a, b)
+        if not self.training:
+            flows[-1] = flow
         return flows
 
 

@@ -8,7 +8,7 @@ frame to find them: at one level every token's surroundings.
 from functools import lru_cache
 import math
 
-from perceiver_flow_ros.model.evidence import length, TOKEN
+from perceiver_flow_ros.model.evidence import length, neighbours, TOKEN
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,15 +55,6 @@ def most_similar(sought: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     row = similar.amax(3).max(2).indices                # (in two steps: several times as fast)
     column = similar.gather(2, row[..., None, None].expand(-1, -1, 1, w))[:, :, 0].max(2).indices
     return row, column
-
-
-def neighbours(x: Tensor, reach: int) -> list[Tensor]:
-    """Values (B, C, h, w) of the eight tokens ``reach`` tokens away from each."""
-    h, w = x.shape[-2:]
-    padded = F.pad(x, (reach,) * 4, mode='replicate')
-    steps = 0, reach, 2 * reach
-    return [padded[:, :, y:y + h, x:x + w] for y in steps for x in steps
-            if (y, x) != (reach, reach)]
 
 
 @torch.no_grad()

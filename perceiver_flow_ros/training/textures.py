@@ -67,7 +67,7 @@ class Textures:
             bank.weights = self.weights[chosen]
         return banks
 
-    def patches(self, count: int, height: int, width: int, noise: float = 0.12) -> Tensor:
+    def patches(self, count: int, height: int, width: int, noise: float = 0.2) -> Tensor:
         """(count, 3, height, width) float in 0..1; a share ``noise`` of them procedural."""
         out = torch.empty(count, 3, height, width, device=self.device)
         procedural = torch.rand(count) < (noise if self.images else 1.1)
