@@ -386,6 +386,15 @@ def test_every_round_refines_and_none_leaves_the_flow_alone():
     assert errors == sorted(errors, reverse=True) and errors[3] < 0.3 * errors[0]
 
 
+@pytest.mark.parametrize('size', [(100, 130), (101, 131)])
+def test_rounds_at_half_resolution_reach_further(size):
+    frames = [as_frame(f) for f in shifted(3, 2, *size)]
+    start = np.full((*size, 2), (5.5, 0.), np.float32)
+    errors = [np.abs(refined(start.copy(), *frames, 1, halved)[16:-16, 16:-16] - (3, 2)).mean()
+              for halved in (0, 2)]
+    assert errors[1] < 0.5 * errors[0] and errors[1] < 0.3
+
+
 def test_query_stride_and_points_agree_with_the_dense_field(estimator):
     first, second = (as_frame(f) for f in shifted(3, 2, 100, 130))
     dense = estimator(first, second)

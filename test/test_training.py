@@ -25,6 +25,7 @@ from perceiver_flow_ros.training.photometric import fog, shake  # noqa: E402
 from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     drive_flow,
     Kind,
+    KINDS,
     make_pairs,
     Motion,
 )
@@ -162,6 +163,16 @@ def test_training_shows_what_goes_far_before_what_does_not():
     sizes = torch.hypot(*make_pairs(64, 96, 128, TEXTURES, motion)[2].unbind(1)).flatten(1)
     far = ((sizes > 12).float().mean(1) > 0.01) & (sizes.median(1)[0] < 2)
     assert 0.15 < far.float().mean() < 0.5
+
+
+def test_some_pairs_show_little_but_a_small_object_that_goes_far():
+    torch.manual_seed(0)
+    motion = Motion(smallest=4, largest=40, augment=0, kinds=KINDS[3:])
+    flow = make_pairs(48, 96, 128, TEXTURES, motion)[2]
+    moves = (flow - flow.flatten(2).median(2)[0][:, :, None, None]).norm(dim=1) > 4
+    share = moves.float().mean((1, 2))
+    assert (share < 0.25).float().mean() > 0.8 and share.max() < 0.6
+    assert ((0.005 < share) & (share < 0.25)).float().mean() > 0.25     # (others start outside)
 
 
 def test_a_state_of_another_network_is_refused(tmp_path):

@@ -22,19 +22,20 @@ class Setting:
     """Speed against accuracy: the pyramid level to stop at, and what follows."""
 
     finest: int         # level k has 1/2^k of the resolution
-    rounds: int         # of refinement at full resolution
+    halved: int         # rounds of refinement at half of the resolution,
+    rounds: int         # and then at all of it
 
 
 SETTINGS = {
-    'fast': Setting(finest=2, rounds=2),
-    'balanced': Setting(finest=1, rounds=2),
-    'best': Setting(finest=0, rounds=3),
+    'fast': Setting(finest=2, halved=3, rounds=1),
+    'balanced': Setting(finest=1, halved=2, rounds=1),
+    'best': Setting(finest=0, halved=0, rounds=4),
 }
 # On a GPU the CPU's refinement would take most of the time, and a finer level nearly none.
 CUDA_SETTINGS = {
-    'fast': Setting(finest=1, rounds=0),
-    'balanced': Setting(finest=0, rounds=0),
-    'best': Setting(finest=0, rounds=3),
+    'fast': Setting(finest=1, halved=0, rounds=0),
+    'balanced': Setting(finest=0, halved=0, rounds=0),
+    'best': Setting(finest=0, halved=0, rounds=4),
 }
 DEFAULT = 'balanced'
 
@@ -85,7 +86,7 @@ class LiteEstimator:
         check_pair(previous, current)
         with self._replay.context():
             flow = self._replay.fetch(self.launch(as_rgb(previous), as_rgb(current)))
-        return refined(flow, previous, current, self.setting.rounds)
+        return refined(flow, previous, current, self.setting.rounds, self.setting.halved)
 
     @torch.inference_mode()
     def launch(self, previous: np.ndarray, current: np.ndarray) -> torch.Tensor:
