@@ -36,6 +36,7 @@ KINDS = (Kind(0.34, still=0.40, rigid=0.15, drives=0.15, fewest=0, most=6, size=
          Kind(0.30, still=0.65, rigid=0.50, drives=0.05, fewest=2, most=6, size=1.0, begin=0.5),
          Kind(0.21, still=0.10, rigid=0.20, drives=0.60, fewest=0, most=6, size=1.0, begin=0.5),
          Kind(0.15, still=0.95, rigid=0.70, drives=0.00, fewest=1, most=2, size=0.4, begin=0.5))
+SHOWN = 0.75    # share of the objects whose middle is sure to be in the first frame
 PLAIN = 0.25    # share of the objects with little texture, as much of what people make
 
 
@@ -118,18 +119,17 @@ def drive_flow(grid: Tensor, scale: Tensor, size: float) -> Tensor:
     return (grid - focus) * inverse_depth * largest * forward
 
 
-def shape_mask(points: Tensor, size: Tensor) -> Tensor:
+def shape_mask(points: Tensor, centre: Tensor, size: Tensor) -> Tensor:
     """Opacity 0..1 of random shapes at ``points`` (n, 2, h, w) pixels -> (n, 1, h, w).
 
-    ``size``: (n,) of the largest they may have. Blobs (an ellipse whose radius varies with the
-    angle), boxes, rings, and four thin bars at random (like the legs of a chair); edges a pixel
-    soft.
+    ``centre``: (n, 2) of each, ``size``: (n,) of the largest they may have. Blobs (an ellipse
+    whose radius varies with the angle), boxes, rings, and four thin bars at random (like the legs
+    of a chair); edges a pixel soft.
     """
     n, _, h, w = points.shape
     device = points.device
     largest = 0.42 * size.view(-1, 1, 1, 1)
     radius = (0.06 + (largest - 0.06) * torch.rand_like(largest)) * min(h, w)
-    centre = torch.stack([uniform(0, w, n, device=device), uniform(0, h, n, device=device)], 1)
     angle = uniform(0, 2 * torch.pi, n, device=device)
     rotation = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], 1).view(n, 2, 2)
     p = torch.einsum('nij,njhw->nihw', rotation, points - centre.view(n, 2, 1, 1))
@@ -248,7 +248,12 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
             canvas, truth = colour, flow
             back = reversed_flow(flow, here) if motion.both_ways else None
             continue
-        mask = shape_mask(seen, size[chosen])
+        place = torch.rand(n, 2, device=device) * torch.tensor([width, height], device=device)
+        x, y = place.long().unbind(1)
+        goes = flow[torch.arange(n, device=device), :, y, x]
+        # Most of them are where the first frame shows them: there flow is asked for.
+        place = place + goes * (torch.rand(n, 1, device=device) < SHOWN)
+        mask = shape_mask(seen, place, size[chosen])
         plain = torch.rand(n, 1, 1, 1, device=device) < PLAIN
         contrast = torch.where(plain, uniform(0.03, 0.5, n, 1, 1, 1, device=device), 1.)
         middle = colour.mean((2, 3), keepdim=True)
