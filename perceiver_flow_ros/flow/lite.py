@@ -29,13 +29,13 @@ class Setting:
 SETTINGS = {
     'fast': Setting(finest=2, halved=3, rounds=1),
     'balanced': Setting(finest=1, halved=2, rounds=1),
-    'best': Setting(finest=0, halved=0, rounds=4),
+    'best': Setting(finest=0, halved=0, rounds=3),
 }
 # On a GPU the CPU's refinement would take most of the time, and a finer level nearly none.
 CUDA_SETTINGS = {
     'fast': Setting(finest=1, halved=0, rounds=0),
     'balanced': Setting(finest=0, halved=0, rounds=0),
-    'best': Setting(finest=0, halved=0, rounds=4),
+    'best': Setting(finest=0, halved=0, rounds=3),
 }
 DEFAULT = 'balanced'
 

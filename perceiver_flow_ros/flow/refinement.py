@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 SMOOTHNESS, GRADIENTS, BRIGHTNESS = 20.0, 15.0, 1.0  # weights; exposure changes the last one's
-ITERATIONS, HALVED_ITERATIONS = 1, 2  # a round, of the weights that spare edges
+ITERATIONS = 2  # a round, of the weights that spare edges; after rounds at half resolution one does
 RELAXATION = 1.95  # of the linear solver (below 2), which makes five sweeps
 
 
@@ -34,9 +34,9 @@ def refined(
         scale = np.array([size[0] / width, size[1] / height], np.float32)
         small = [cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in grey]
         begin = cv2.resize(flow, size, interpolation=cv2.INTER_AREA) * scale
-        change = (solved(begin.copy(), small, halved, HALVED_ITERATIONS) - begin) / scale
+        change = (solved(begin.copy(), small, halved, ITERATIONS) - begin) / scale
         flow += cv2.resize(change, (width, height))
-    return solved(flow, grey, rounds, ITERATIONS)
+    return solved(flow, grey, rounds, 1 if halved else ITERATIONS)
 
 
 def solved(

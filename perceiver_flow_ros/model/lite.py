@@ -8,7 +8,8 @@ motion of Lucas and Kanade. Convolutional tokens of that evidence are read by la
 which process the global motion, and every token queries them (decode, with query residual) for
 what is still missing. A convex combination of neighbours takes the result from the tokens to
 pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3). At one level the estimate so
-far is first put beside what was found over the whole frame (`choice`).
+far is first put beside what was found over the whole frame (`choice`); after the finest ones flow
+spreads up to the edges of what moves (`propagation`).
 """
 from collections.abc import Callable
 from dataclasses import dataclass
