@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 SMOOTHNESS, GRADIENTS, BRIGHTNESS = 20.0, 15.0, 1.0  # weights; exposure changes the last one's
-ITERATIONS = 2  # a round, of the weights that spare edges; after rounds at half resolution one does
+ITERATIONS = 2  # a round, of the weights that spare edges; after halved rounds one does
 RELAXATION = 1.95  # of the linear solver (below 2), which makes five sweeps
 
 
