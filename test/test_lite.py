@@ -225,6 +225,22 @@ def test_layers_are_sought_again_in_the_flow_that_explains_the_frames():
     assert (motions[1][:, where] - goes).abs().max() < 1 and 0.05 < shares[1] < 0.15
 
 
+def test_the_second_pass_of_the_level_weighs_the_layers_sought_again(monkeypatch):
+    first, second, _ = far(240, 320, 80)
+    seen = []
+
+    def once_more(candidates, contrast, current, flow):
+        seen.append(flow)
+        return candidates._replace(flows=torch.full_like(candidates.flows, 3.))
+
+    monkeypatch.setattr(lite, 'renewed', once_more)
+    choices: list = []
+    load_lite(PACKAGED).eval().requires_grad_(False)(first, second, 1, choices, 1)
+    assert len(choices) == lite.PASSES == len(seen) + 1
+    assert torch.equal(choices[1].flows[0], seen[0]) and (choices[1].flows[1:] == 3).all()
+    assert not (choices[0].flows[1:] == 3).any()
+
+
 def test_holes_between_matches_are_filled_from_their_neighbours():
     match = torch.full((1, 2, 30, 40), torch.nan)
     match[:, :, 10:12, 10:12] = 7.

@@ -4,7 +4,7 @@
 The cost of small displacements (as in PWC-Net, https://arxiv.org/abs/1709.02371, here of the
 pixels themselves) and the least-squares motion of Lucas and Kanade, a token of 4x4 pixels each.
 """
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,16 +36,15 @@ def local_contrast(frame: Tensor) -> Tensor:
 
 def window_mean(x: Tensor, size: int) -> Tensor:
     """Mean over ``size`` x ``size``, an odd number, of what lies inside."""
-    return box_sum(x, size) / inside(*x.shape[-2:], size, x.device).to(x.dtype)
+    rows, columns = (inside(n, size, x.device) for n in x.shape[-2:])
+    return box_sum(x, size) / (rows[:, None] * columns).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
-def inside(h: int, w: int, size: int, device: torch.device) -> Tensor:
-    """How many of the ``size`` x ``size`` around each of (h, w) there are."""
-    lines = (torch.arange(n, device=device) for n in (h, w))
-    rows, columns = ((k + size // 2).clamp(max=n - 1) - (k - size // 2).clamp(min=0) + 1
-                     for k, n in zip(lines, (h, w)))
-    return (rows[:, None] * columns).float()
+@cache      # (a CUDA graph goes on reading it: it must never be let go)
+def inside(n: int, size: int, device: torch.device) -> Tensor:
+    """How many of the ``size`` around each of ``n`` in a line there are, (n,)."""
+    k = torch.arange(n, device=device)
+    return ((k + size // 2).clamp(max=n - 1) - (k - size // 2).clamp(min=0) + 1).float()
 
 
 def box_sum(x: Tensor, size: int) -> Tensor:

@@ -262,10 +262,10 @@ class LitePerceiver(nn.Module):
                         choices.append(options)
                 flow = self.residual(a, contrast, b, before, chosen=candidates is not None)
             flows.append(flow)
-            if level <= max(last, EDGES):
+            if last < level <= EDGES:
                 flow = propagated(flow, a, b)
         if not self.training:
-            flows[-1] = flow
+            flows[-1] = propagated(flow, a, b)
         return flows
 
 
