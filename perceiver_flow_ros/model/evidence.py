@@ -133,16 +133,13 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     products = torch.stack([(a * b).mean(1) for a, b in (
         (dx, dx), (dx, dy), (dy, dy), (dx, dt), (dy, dt))], 1)
     products = F.avg_pool2d(products, TOKEN)
-    flows, logs = [], []
-    for window in (3, 7):
-        local = window_mean(products, window)
-        xx, xy, yy, xt, yt = local.float().unbind(1)
-        xx, yy = xx + 1e-3, yy + 1e-3       # noise: no texture, no motion
-        determinant = xx * yy - xy * xy
-        u = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / determinant[:, None]
-        flows.append(u.clamp(-TOKEN, TOKEN))
-        logs.append(torch.stack([determinant, xx + yy], 1).log() / 4)
-    return torch.cat(flows + logs, 1)
+    local = torch.stack([window_mean(products, window) for window in (3, 7)], 1)
+    xx, xy, yy, xt, yt = local.float().unbind(2)                        # (B, 2, h/4, w/4)
+    xx, yy = xx + 1e-3, yy + 1e-3       # noise: no texture, no motion
+    determinant = xx * yy - xy * xy
+    u = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 2) / determinant[:, :, None]
+    logs = torch.stack([determinant, xx + yy], 2).log() / 4
+    return torch.cat([u.clamp(-TOKEN, TOKEN), logs], 1).flatten(1, 2)
 
 
 def median(flow: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ HYPOTHESES = 256        # triangles of matches that propose them
 CLOSE = 2.5             # pixels of the level: a match follows a motion
 THIN = 4                # tokens: twice the area of a triangle that proposes nothing
 DEFORMED = 0.6          # largest change of length that is believed
-FITS = 3                # of each motion to what follows it
+FITS = 2                # of all motions, after the one before the next is looked for
 STEEP = 0.01            # how much less likely perspective is than none
 NEAREST = 0.25          # of the distance where its matches are: what is nearer is taken for that
 
@@ -25,7 +25,8 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
     """Motions of planes (homographies) that most of the matches follow, one after the other.
 
     Every triangle of a fixed pattern of matches proposes an affine motion; a homography is fitted
-    to what follows the one that most matches follow, these are taken away, and so on.
+    to what follows the one that most matches follow, these are taken away, and so on. At the end
+    all of them are fitted again, together.
 
     Parameters
     ----------
@@ -50,21 +51,26 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
         place = place / unit
         matrix, shift = proposals(order, place, value, left > 0, THIN / unit ** 2)
         follow = (misfit(matrix, shift, place, value[:, None]) < close ** 2).float()  # (B, H, n)
-        motions, shares = [], []
+        kept, errors = [], []
         for _ in range(LAYERS):
             best = (follow @ left[:, :, None]).argmax(1)            # (B, 1)
             a, b = (x.take_along_dim(best.view(-1, 1, *[1] * (x.ndim - 2)), 1)[:, 0]
                     for x in (matrix, shift))
             error = misfit(a, b, place, value)
-            for _ in range(FITS):
-                motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
-                error = (motion - value).square().sum(1)
-            following = (left * (error < close ** 2)).sum(1)
-            shares.append(following / count.clamp(min=1))
-            motion = motion.masked_fill((following < 3)[:, None, None], math.nan)
-            motions.append((motion * (TOKEN * unit)).view(batch, 2, h, w))
+            motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
+            error = (motion - value).square().sum(1)
+            kept.append(left)
+            errors.append(error)
             left = left * (error >= (2 * close) ** 2)
-    return torch.stack(motions).to(match.dtype), torch.stack(shares).to(match.dtype)
+        left, error = torch.cat(kept), torch.cat(errors)            # (LAYERS B, n)
+        value, count = value.repeat(LAYERS, 1, 1), count.repeat(LAYERS)
+        for _ in range(FITS):
+            motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
+            error = (motion - value).square().sum(1)
+        following = (left * (error < close ** 2)).sum(1)
+        motion = motion.masked_fill((following < 3)[:, None, None], math.nan) * (TOKEN * unit)
+        shares = (following / count.clamp(min=1)).view(LAYERS, batch)
+    return motion.view(LAYERS, batch, 2, h, w).to(match.dtype), shares.to(match.dtype)
 
 
 def proposals(order: Tensor, place: Tensor, value: Tensor, known: Tensor,
@@ -154,6 +160,5 @@ def inverse(x: Tensor) -> Tensor:
 
 
 def adjugate(x: Tensor) -> Tensor:
-    """Inverse of matrices (..., 2, 2) times their determinants."""
-    (a, b), (c, d) = (row.unbind(-1) for row in x.unbind(-2))
-    return torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    """Inverse of matrices (..., 2, 2) times their determinants: [[d, -b], [-c, a]]."""
+    return x.flip(-2, -1).mT * (2 * torch.eye(2, device=x.device) - 1)
