@@ -28,7 +28,7 @@ class Setting:
 
 SETTINGS = {
     'fast': Setting(finest=2, halved=3, rounds=1),
-    'balanced': Setting(finest=1, halved=2, rounds=1),
+    'balanced': Setting(finest=1, halved=1, rounds=1),
     'best': Setting(finest=0, halved=0, rounds=3),
 }
 # On a GPU the CPU's refinement would take most of the time, and a finer level nearly none.
