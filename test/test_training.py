@@ -4,6 +4,7 @@
 from dataclasses import replace
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from perceiver_flow_ros.model.choice import Options  # noqa: E402
 from perceiver_flow_ros.model.evidence import inside, warp  # noqa: E402
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, PASSES  # noqa: E402
 from perceiver_flow_ros.model.matching import filters  # noqa: E402
+from perceiver_flow_ros.training import textures  # noqa: E402
 from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer  # noqa: E402
 from perceiver_flow_ros.training.losses import (  # noqa: E402
     averaged_flow,
@@ -244,6 +246,16 @@ def test_the_nearest_candidate_is_the_one_to_choose():
 def test_textures_of_a_folder_without_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match='no images under'):
         Textures([tmp_path])
+
+
+def test_pictures_of_test_data_are_never_cut_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(textures, 'packaged_photographs', list)
+    for name, colour in (('7f_Ambush_5_left', (0, 0, 255)), ('meadow', (0, 255, 0))):
+        cv2.imwrite(str(tmp_path / f'{name}.png'), np.full((160, 160, 3), colour, np.uint8))
+    bank = Textures([tmp_path])
+    assert len(bank.images) == 2
+    cut = bank.patches(40, 32, 32, noise=0.)
+    assert (cut[:, 1] > 0.99).all() and (cut[:, 0] < 0.01).all()
 
 
 @pytest.mark.slow
