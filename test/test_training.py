@@ -256,6 +256,8 @@ def test_pictures_of_test_data_are_never_cut_from(tmp_path, monkeypatch):
     assert len(bank.images) == 2
     cut = bank.patches(40, 32, 32, noise=0.)
     assert (cut[:, 1] > 0.99).all() and (cut[:, 0] < 0.01).all()
+    (tmp_path / 'meadow.png').unlink()
+    assert Textures([tmp_path]).patches(4, 32, 32, noise=0.).std() > 0.02   # (noise is left)
 
 
 @pytest.mark.slow

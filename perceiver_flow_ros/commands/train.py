@@ -124,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
     if first and not args.json:
         size = sum(p.numel() for p in trainer.network.parameters())
-        print(f'{size / 1e6:.2f} M parameters, {len(textures.images)} photographs, on {device}, '
-              f'{"continuing" if resumed else "beginning"} at {trainer.seen} pairs')
+        print(f'{size / 1e6:.2f} M parameters, {textures.weights.count_nonzero()} photographs, '
+              f'on {device}, {"continuing" if resumed else "beginning"} at {trainer.seen} pairs')
     trainer.run(args.evaluate_every, args.minutes and args.minutes * 60, on_step, on_evaluation)
     bar.close()
     if torch.distributed.is_initialized():

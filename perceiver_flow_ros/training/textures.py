@@ -72,7 +72,7 @@ class Textures:
     def patches(self, count: int, height: int, width: int, noise: float = 0.2) -> Tensor:
         """(count, 3, height, width) float in 0..1; a share ``noise`` of them procedural."""
         out = torch.empty(count, 3, height, width, device=self.device)
-        procedural = torch.rand(count) < (noise if self.images else 1.1)
+        procedural = torch.rand(count) < (noise if self.weights.any() else 1.1)
         if procedural.any():
             out[procedural.to(self.device)] = procedural_textures(
                 int(procedural.sum()), height, width, self.device)
