@@ -13,15 +13,16 @@ torch = pytest.importorskip('torch')
 from perceiver_flow_ros.commands.main import main  # noqa: E402
 from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
 from perceiver_flow_ros.model.choice import Options  # noqa: E402
-from perceiver_flow_ros.model.evidence import inside, warp  # noqa: E402
+from perceiver_flow_ros.model.evidence import averaging, inside, warp  # noqa: E402
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, PASSES  # noqa: E402
 from perceiver_flow_ros.model.matching import filters  # noqa: E402
 from perceiver_flow_ros.training import textures  # noqa: E402
-from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer  # noqa: E402
+from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer, unsure  # noqa: E402
 from perceiver_flow_ros.training.losses import (  # noqa: E402
     averaged_flow,
     choice_loss,
     sequence_loss,
+    UNSURE,
 )
 from perceiver_flow_ros.training.photometric import fog, shake  # noqa: E402
 from perceiver_flow_ros.training.synthesis import (  # noqa: E402
@@ -200,14 +201,14 @@ def test_learning_from_a_batch_depends_on_no_values():
     filters(torch.device('cpu'))    # (kept, so real ones)
     with FakeTensorMode(allow_non_fake_inputs=True):    # refuses whatever would need a value
         trainer = object.__new__(Trainer)
-        trainer.recipe, trainer.device = RECIPE, 'cpu'
+        trainer.recipe, trainer.device, trainer.unsure = RECIPE, 'cpu', UNSURE
         trainer.network = LitePerceiver(SMALL)
         previous, current, truth = (torch.empty(2, c, 128, 160) for c in (3, 3, 2))
         trainer.loss(previous, current, truth).backward()
         assert all(p.grad is not None for p in trainer.network.parameters())
         with pytest.raises(Exception, match='item|data-dependent|aten._local_scalar_dense'):
             float(truth.sum())
-    inside.cache_clear()            # (what it has kept is fake)
+    inside.cache_clear(), averaging.cache_clear()       # (what they have kept is fake)
 
 
 @pytest.mark.slow
@@ -241,6 +242,22 @@ def test_the_nearest_candidate_is_the_one_to_choose():
     losses = [float(choice_loss(Options(flows, flows, logits), target, share > 0.5))
               for logits in (right, wrong)]
     assert losses[0] < 0.1 * losses[1]
+
+
+def test_an_untaught_choice_learns_from_what_it_is_sure_of_and_wrong():
+    flows = torch.zeros(2, 1, 2, 4, 5)
+    flows[1] = 8.
+    slopes = []
+    for share in (0., unsure(replace(RECIPE, untaught=100.), 0)):
+        logits = torch.zeros(2, 1, 1, 4, 5)
+        logits[1] = 30.
+        logits.requires_grad_()
+        choice_loss(Options(flows, flows, logits), flows[0], torch.ones(1, 1, 4, 5),
+                    share).backward()
+        slopes.append(float(logits.grad.abs().mean()))
+    assert slopes[0] < 1e-6 and slopes[1] > 0.01
+    taught = [unsure(replace(RECIPE, untaught=100.), seen) for seen in (50, 99, 200)]
+    assert taught[0] == 0.5 and taught[1:] == [UNSURE] * 2 and unsure(RECIPE, 0) == UNSURE
 
 
 def test_textures_of_a_folder_without_images_are_refused(tmp_path):

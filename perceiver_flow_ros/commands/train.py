@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             augment=0.0 if args.plain else 0.5 if args.only_choice else 1.0,
             both_ways=args.plain,
         ),
+        untaught=0 if args.weights else 2_500,
         only_choice=args.only_choice,
         autocast=device != 'cpu',
         seed=args.seed,

@@ -14,7 +14,7 @@ from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.model.choice import Options
 from perceiver_flow_ros.model.evidence import TOKEN
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, MATCHED
-from perceiver_flow_ros.training.losses import averaged_flow, choice_loss, sequence_loss
+from perceiver_flow_ros.training.losses import averaged_flow, choice_loss, sequence_loss, UNSURE
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 from perceiver_flow_ros.training.textures import Textures
 from perceiver_flow_ros.training.workers import average_gradients
@@ -38,6 +38,7 @@ class Recipe:
     average: float = 0.998      # of the exponential moving average of the weights
     power: float = 0.8          # loss |error|^power: outliers must not rule
     choice: float = 1.0         # weight of the choice between candidates in the loss
+    untaught: float = 0.0       # pairs during which a choice that knows nothing learns otherwise
     only_choice: bool = False   # train that alone, all else as it is: a small part of the work,
     repeats: int = 8            # so it learns from so many remembered batches a new one,
     memory: int = 6_000         # of the last so many pairs, and these have
@@ -52,6 +53,11 @@ def learning_rate(recipe: Recipe, seen: int) -> float:
     progress = (seen / recipe.pairs - recipe.decay_from) / (1 - recipe.decay_from)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
     return recipe.learning_rate * min(1.0, (seen + 1) / recipe.warmup) * cosine
+
+
+def unsure(recipe: Recipe, seen: int) -> float:
+    """Weight of the cross entropy in the choice's loss: falls from 1 where it begins untaught."""
+    return max(UNSURE, 1 - seen / recipe.untaught) if recipe.untaught else UNSURE
 
 
 @torch.no_grad()
@@ -96,7 +102,8 @@ class Trainer:
             self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
         # What a CUDA graph reads lies on the device.
-        self.rate, self.decay = torch.tensor([recipe.learning_rate, 0.], device=self.device)
+        self.rate, self.decay, self.unsure = torch.tensor([recipe.learning_rate, 0., UNSURE],
+                                                          device=self.device)
         cuda = self.rate.is_cuda
         self.optimiser = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
@@ -165,6 +172,7 @@ class Trainer:
         batch = make_pairs(r.batch, height, width, self.textures, motion)
         rate = learning_rate(r, self.seen)
         self.rate.fill_(rate)
+        self.unsure.fill_(unsure(r, self.seen))
         for group in self.optimiser.param_groups:
             group['lr'] = self.rate if self.rate.is_cuda else rate
         self.seen += r.batch * self.workers
@@ -202,7 +210,7 @@ class Trainer:
             for options in choices:
                 target, share = averaged_flow(truth, options.flows.shape[-2:], TOKEN)
                 loss = loss + self.recipe.choice / len(choices) * choice_loss(
-                    options, target, share > 0.5)
+                    options, target, share > 0.5, self.unsure)
         return loss
 
     @torch.no_grad()
@@ -229,7 +237,8 @@ class Trainer:
         flows, measures, target, known = seen
         with self.autocast():
             logits = self.network.choice.weigh(measures.float())
-        return choice_loss(Options(flows.float(), measures, logits), target.float(), known)
+        return choice_loss(Options(flows.float(), measures, logits), target.float(), known,
+                           self.unsure)
 
     def autocast(self) -> torch.autocast:
         """Give the context of the network's precision."""

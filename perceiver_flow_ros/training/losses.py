@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-UNSURE = 0.02   # share of the cross entropy in the loss of the choice
+UNSURE = 0.02   # share of the cross entropy in the loss of a choice that has learned something
 
 
 def sequence_loss(flows: list[Tensor], truth: Tensor, power: float) -> Tensor:
@@ -37,16 +37,18 @@ def averaged_flow(truth: Tensor, size: torch.Size, scale: float = 1.) -> tuple[T
     return torch.cat([u * x, v * y], 1), share
 
 
-def choice_loss(options: Options, target: Tensor, known: Tensor) -> Tensor:
+def choice_loss(options: Options, target: Tensor, known: Tensor,
+                unsure: float | Tensor = UNSURE) -> Tensor:
     """How much worse than the best candidate what is chosen will be, in pixels of the level.
 
     ``target``: (B, 2, h, w) of the tokens, in pixels of their level, (B, 1, h, w) where it is
-    ``known``. The logits' softmax is taken for the probability of choosing; a little cross
-    entropy, heavier where more is at stake, keeps it from being sure of what is wrong.
+    ``known``. The logits' softmax is taken for the probability of choosing; cross entropy with
+    the weight ``unsure``, heavier where more is at stake, keeps it from being sure of what is
+    wrong. (The expected error alone has no slope where weights that know nothing are sure.)
     """
     error = length(options.flows - target)
     worse = error - error.amin(0)
     likely = options.logits.float().log_softmax(0)
     expected = (likely.exp() * worse).sum(0)
     entropy = -((-error).softmax(0) * likely).sum(0) * worse.amax(0).clamp(max=10)
-    return ((expected + UNSURE * entropy) * known).mean()
+    return ((expected + unsure * entropy) * known).mean()
