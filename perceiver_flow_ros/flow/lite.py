@@ -9,7 +9,8 @@ import numpy as np
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
 from perceiver_flow_ros.flow.refinement import refined
 from perceiver_flow_ros.flow.replay import Replay
-from perceiver_flow_ros.model.lite import resize_flow, TOKEN
+from perceiver_flow_ros.model.evidence import TOKEN
+from perceiver_flow_ros.model.pyramid import resize_flow
 from perceiver_flow_ros.model.weights import load_lite
 import torch
 from torch.nn import functional as F

@@ -11,7 +11,6 @@ pixels (as in RAFT, https://arxiv.org/abs/2003.12039, section 3.3). At one level
 far is first put beside what was found over the whole frame (`choice`); after the finest ones flow
 spreads up to the edges of what moves (`propagation`).
 """
-from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
@@ -27,9 +26,16 @@ from perceiver_flow_ros.model.evidence import (
     warp,
     window_mean,
 )
-from perceiver_flow_ros.model.matching import leaves, MOST_TOKENS
+from perceiver_flow_ros.model.matching import leaves
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 from perceiver_flow_ros.model.propagation import propagated
+from perceiver_flow_ros.model.pyramid import (
+    matching_level,
+    normaliser,
+    pyramid_sizes,
+    resize_flow,
+    shrink,
+)
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -100,15 +106,6 @@ def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
     position = torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1)
     angle = math.pi * position[:, :, None] * torch.linspace(1, bands, bands, device=device)
     return torch.cat([position, angle.sin().flatten(1), angle.cos().flatten(1)], 1)
-
-
-def resize_flow(flow: Tensor, h: int, w: int, mode: str = 'bilinear') -> Tensor:
-    """Flow (B, 2, h0, w0) on another grid, its two components scaled each by its own factor."""
-    if flow.shape[-2:] == (h, w):
-        return flow
-    x, y = w / flow.shape[-1], h / flow.shape[-2]
-    u, v = F.interpolate(flow, (h, w), mode=mode).unbind(1)
-    return torch.stack([u * x, v * y], 1)       # (no tensor from the host: CUDA graphs)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
@@ -267,37 +264,3 @@ class LitePerceiver(nn.Module):
         if not self.training:
             flows[-1] = propagated(flow, a, b)
         return flows
-
-
-def normaliser(previous: Tensor, current: Tensor) -> Callable[[Tensor, Tensor], tuple]:
-    """Give what takes each frame to zero mean, and both to one common unit deviation.
-
-    Frames (B, 3, H, W), of any size when it is applied: to shrink them and to shift and scale
-    them commute.
-    """
-    means, variances = [], []
-    for frame in (previous, current):
-        means.append(frame.mean((1, 2, 3), keepdim=True))
-        variances.append(frame.square().mean((1, 2, 3), keepdim=True) - means[-1].square())
-    unit = ((variances[0] + variances[1]) / 2 + 1e-4).rsqrt()
-    return lambda *frames: tuple((f - m) * unit for f, m in zip(frames, means))
-
-
-def shrink(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frame (B, 3, H, W) in another, smaller size, (B, 3, *size)."""
-    return F.interpolate(frame, size, mode='bilinear', antialias=True)
-
-
-def matching_level(sizes: list[tuple[int, int]], finest: int) -> int:
-    """Level whose tokens are looked for everywhere: the finest, or one that is small enough."""
-    small = [k for k, (h, w) in enumerate(sizes) if h * w <= MOST_TOKENS * TOKEN ** 2]
-    return max(finest, small[0] if small else len(sizes))
-
-
-def pyramid_sizes(height: int, width: int, smallest: int) -> list[tuple[int, int]]:
-    """Sizes of the levels, finest first, each a multiple of 4 and about half of the last."""
-    sizes = [(height, width)]
-    while min(sizes[-1]) >= 2 * smallest:
-        k = 2 ** len(sizes)
-        sizes.append(tuple(TOKEN * max(1, round(n / (k * TOKEN))) for n in (height, width)))
-    return sizes
