@@ -211,6 +211,17 @@ def test_learning_from_a_batch_depends_on_no_values():
     inside.cache_clear(), averaging.cache_clear()       # (what they have kept is fake)
 
 
+def test_all_but_the_choice_is_trained(tmp_path):
+    recipe = replace(RECIPE, height=128, width=128, keep_choice=True)
+    trainer = Trainer(tmp_path, recipe, TEXTURES, TEXTURES, SMALL)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    for _ in range(2):      # (the heads begin at zero: nothing before them learns in a first step)
+        trainer.step()
+    same = {name.split('.')[0] for name, value in trainer.network.state_dict().items()
+            if torch.equal(value, before[name])}
+    assert same == {'choice'}
+
+
 @pytest.mark.slow
 def test_the_choice_alone_is_trained_and_learns(tmp_path):
     recipe = replace(RECIPE, height=128, width=128, only_choice=True, repeats=2,

@@ -45,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the last phase: no photometric changes, fog, blur or noise, and every pair forward '
         'and reversed',
     )
-    parser.add_argument(
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        '--keep-choice',
+        action='store_true',
+        help='leave how tokens choose between candidates as it is, and train all else',
+    )
+    part.add_argument(
         '--only-choice',
         action='store_true',
         help='train how tokens choose between candidates, and leave all else as it is; pairs are '
@@ -95,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
             both_ways=args.plain,
         ),
         untaught=0 if args.weights else 2_500,
+        keep_choice=args.keep_choice,
         only_choice=args.only_choice,
         autocast=device != 'cpu',
         seed=args.seed,

@@ -39,7 +39,8 @@ class Recipe:
     power: float = 0.8          # loss |error|^power: outliers must not rule
     choice: float = 1.0         # weight of the choice between candidates in the loss
     untaught: float = 0.0       # pairs during which a choice that knows nothing learns otherwise
-    only_choice: bool = False   # train that alone, all else as it is: a small part of the work,
+    keep_choice: bool = False   # leave that as it is and train all else,
+    only_choice: bool = False   # or train that alone, all else as it is: a small part of the work,
     repeats: int = 8            # so it learns from so many remembered batches a new one,
     memory: int = 6_000         # of the last so many pairs, and these have
     shrunk: int = 1             # levels less than what they stand for: the finer ones do not count
@@ -97,7 +98,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = LitePerceiver(config or LiteConfig()) if start is None else start
         self.network.requires_grad_(not recipe.only_choice).train()
-        self.network.choice.requires_grad_()
+        self.network.choice.requires_grad_(not recipe.keep_choice)
         self.network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
             self.device, memory_format=torch.channels_last)
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
@@ -153,8 +154,8 @@ class Trainer:
             self.optimiser.load_state_dict(state['optimiser'])
         except ValueError:
             raise ValueError(f'{self.state_file} holds the optimiser of other parameters: go on '
-                             'with or without --only-choice as it was begun, or choose another '
-                             'folder') from None
+                             'with or without --only-choice and --keep-choice as it was begun, '
+                             'or choose another folder') from None
         self.seen, self.seconds, self.best = state['seen'], state['seconds'], state['best']
         return True
 
@@ -205,7 +206,8 @@ class Trainer:
         """Of all of the network on a batch."""
         with self.autocast():
             choices: list[Options] = []
-            flows = self.network(previous, current, choices=choices)
+            flows = self.network(previous, current,
+                                 choices=None if self.recipe.keep_choice else choices)
             loss = sequence_loss(flows, truth, self.recipe.power)
             for options in choices:
                 target, share = averaged_flow(truth, options.flows.shape[-2:], TOKEN)
