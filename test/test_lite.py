@@ -345,6 +345,12 @@ def test_a_window_takes_the_mean_of_what_lies_inside(size, shape):
     assert torch.allclose(evidence.window_mean(x, size), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_window_of_half_precision_keeps_what_is_constant(dtype):
+    x = torch.full((1, 1, 20, 30), 3., dtype=dtype)
+    assert torch.equal(evidence.window_mean(x, 9), x)
+
+
 def test_convex_upsampling_keeps_a_linear_field_and_interpolates_bilinearly():
     y, x = torch.meshgrid(torch.arange(6.), torch.arange(8.), indexing='ij')
     flow = torch.stack([x, y])[None]

@@ -12,12 +12,13 @@ torch = pytest.importorskip('torch')
 
 from perceiver_flow_ros.commands.main import main  # noqa: E402
 from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
+from perceiver_flow_ros.flow.lite import PACKAGED  # noqa: E402
 from perceiver_flow_ros.model.choice import Options  # noqa: E402
 from perceiver_flow_ros.model.evidence import averaging, inside, warp  # noqa: E402
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, PASSES  # noqa: E402
 from perceiver_flow_ros.model.matching import filters  # noqa: E402
 from perceiver_flow_ros.training import textures  # noqa: E402
-from perceiver_flow_ros.training.loop import learning_rate, Recipe, Trainer, unsure  # noqa: E402
+from perceiver_flow_ros.training.loop import Trainer  # noqa: E402
 from perceiver_flow_ros.training.losses import (  # noqa: E402
     averaged_flow,
     choice_loss,
@@ -25,6 +26,7 @@ from perceiver_flow_ros.training.losses import (  # noqa: E402
     UNSURE,
 )
 from perceiver_flow_ros.training.photometric import fog, shake  # noqa: E402
+from perceiver_flow_ros.training.recipe import learning_rate, Recipe, unsure  # noqa: E402
 from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     drive_flow,
     Kind,
@@ -208,7 +210,8 @@ def test_learning_from_a_batch_depends_on_no_values():
         assert all(p.grad is not None for p in trainer.network.parameters())
         with pytest.raises(Exception, match='item|data-dependent|aten._local_scalar_dense'):
             float(truth.sum())
-    inside.cache_clear(), averaging.cache_clear()       # (what they have kept is fake)
+    inside.cache_clear()            # (what they have kept is fake)
+    averaging.cache_clear()
 
 
 def test_all_but_the_choice_is_trained(tmp_path):
@@ -269,6 +272,53 @@ def test_an_untaught_choice_learns_from_what_it_is_sure_of_and_wrong():
     assert slopes[0] < 1e-6 and slopes[1] > 0.01
     taught = [unsure(replace(RECIPE, untaught=100.), seen) for seen in (50, 99, 200)]
     assert taught[0] == 0.5 and taught[1:] == [UNSURE] * 2 and unsure(RECIPE, 0) == UNSURE
+
+
+@pytest.mark.parametrize('only', [False, True])
+def test_training_begins_an_untaught_choice_with_cross_entropy(tmp_path, only):
+    recipe = replace(RECIPE, height=128, width=128, untaught=8., only_choice=only, repeats=1)
+    trainer = Trainer(tmp_path, recipe, TEXTURES, TEXTURES, SMALL)
+    shares = []
+    for _ in range(3):
+        trainer.step()
+        shares.append(float(trainer.unsure))
+    assert shares == [1., 0.75, 0.5]
+    batch = make_pairs(2, 128, 128, TEXTURES, RECIPE.motion)
+    losses = []
+    for share in (0., 1.):
+        trainer.unsure.fill_(share)
+        torch.manual_seed(0)        # (which of the remembered batches)
+        loss = trainer.remembered_loss() if only else trainer.loss(*batch)
+        losses.append(float(loss.detach()))
+    assert losses[1] > losses[0] + 1e-3
+
+
+@pytest.mark.parametrize('options, expected', [
+    ([], (False, False, True)),
+    (['--weights'], (False, False, False)),
+    (['--only-choice'], (False, True, True)),
+    (['--weights', '--keep-choice'], (True, False, False)),
+])
+def test_the_command_trains_the_part_that_is_asked_for(tmp_path, monkeypatch, options, expected):
+    class Told(Exception):
+        pass
+
+    def trainer(folder, recipe, *_, **__):
+        raise Told(recipe)
+
+    monkeypatch.setattr('perceiver_flow_ros.training.loop.Trainer', trainer)
+    at = options.index('--weights') + 1 if '--weights' in options else 0
+    options = options[:at] + [str(PACKAGED)] * bool(at) + options[at:]
+    args = ['train', str(tmp_path), '--size', '128', '128', '--device', 'cpu', *options]
+    with pytest.raises(Told) as told:
+        main(args)
+    recipe = told.value.args[0]
+    assert (recipe.keep_choice, recipe.only_choice, recipe.untaught > 0) == expected
+
+
+def test_a_choice_that_has_learned_nothing_is_not_kept(tmp_path, capsys):
+    assert main(['train', str(tmp_path), '--keep-choice']) == 2
+    assert 'give weights' in capsys.readouterr().err
 
 
 def test_textures_of_a_folder_without_images_are_refused(tmp_path):

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, and keep the averaged weights that evaluate best as lite.safetensors."""
     from perceiver_flow_ros.flow.estimator import resolve_device
     from perceiver_flow_ros.model.weights import load_lite, save_lite
-    from perceiver_flow_ros.training.loop import Recipe, Trainer
+    from perceiver_flow_ros.training.loop import Trainer
+    from perceiver_flow_ros.training.recipe import Recipe
     from perceiver_flow_ros.training.synthesis import Motion
     from perceiver_flow_ros.training.textures import HELD_OUT, Textures
     from perceiver_flow_ros.training.workers import start_workers
@@ -85,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     if args.only_choice and min(args.size) < 112:
         raise ValueError(f'--size is {args.size}, expected at least 112 pixels each way with '
                          '--only-choice: smaller frames lack the level where tokens choose')
+    if args.keep_choice and not args.weights:
+        raise ValueError('--keep-choice without --weights would keep a choice that has learned '
+                         'nothing: give weights, or train it first with --only-choice')
     device = resolve_device(args.device)
     start_workers(device)
     textures, held_out = Textures(args.textures, device).split(HELD_OUT)

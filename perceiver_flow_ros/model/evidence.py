@@ -38,19 +38,18 @@ def local_contrast(frame: Tensor) -> Tensor:
 def window_mean(x: Tensor, size: int) -> Tensor:
     """Mean over ``size`` x ``size``, an odd number, of what lies inside; all must be finite."""
     if max(x.shape[-2:]) <= DENSE:
-        rows, columns = (averaging(n, size, x.dtype, x.device) for n in x.shape[-2:])
-        with torch.autocast(x.device.type, enabled=False):
-            return rows @ (x @ columns.mT)
+        rows, columns = (averaging(n, size, x.device) for n in x.shape[-2:])
+        with torch.autocast(x.device.type, enabled=False):      # (1/9 is not exact in half)
+            return (rows @ (x.float() @ columns.mT)).to(x.dtype)
     rows, columns = (inside(n, size, x.device) for n in x.shape[-2:])
     return box_sum(x, size) / (rows[:, None] * columns).to(x.dtype)
 
 
 @cache
-def averaging(n: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def averaging(n: int, size: int, device: torch.device) -> Tensor:
     """Matrix (n, n) that takes a line to its means: two products are faster than many sums."""
     k = torch.arange(n, device=device)
-    near = ((k[:, None] - k).abs() <= size // 2).to(dtype)
-    return near / inside(n, size, device)[:, None].to(dtype)
+    return ((k[:, None] - k).abs() <= size // 2) / inside(n, size, device)[:, None]
 
 
 @cache      # (a CUDA graph goes on reading it: it must never be let go)
