@@ -158,6 +158,18 @@ def test_a_signal_ends_the_process_during_an_inference(start, sequence, number):
     reader.kill()
 
 
+def test_a_run_leaves_no_shared_memory(start):
+    """What is left, 70 MB a run with config/fastdds.xml, would stay until the machine restarts."""
+    node = start(*NODE, *FAST_DIS, *REMAPPED)
+    assert any('flow of /camera/image_raw' in line for line in node.stderr)
+    maps = Path(f'/proc/{node.pid}/maps').read_text().split()
+    files = {Path(name) for name in maps if name.startswith('/dev/shm/fastdds_')}
+    segments = {file for file in files if not file.name.startswith('fastdds_port')}
+    assert sum(file.stat().st_size for file in segments) > 2**26
+    end(node)
+    assert not [file for file in segments if file.exists()]
+
+
 def test_help_names_every_parameter(start):
     node = start(*NODE, '--help')
     output, errors = node.communicate(timeout=TIMEOUT)
