@@ -63,11 +63,13 @@ class ExactFlow:
     def __init__(self):
         self.depth, self.motion, self.noise = boxes(), np.eye(4), 0.05  # m, -, px
         self.calls, self.points = [], []
+        self.during = lambda: None  # runs in every call
 
     def __call__(self, previous, current):
         if not (previous.any() or current.any()):  # the warm-up
             return np.zeros((*previous.shape[:2], 2), np.float32)
         self.calls.append((previous, current))
+        self.during()
         flow = flow_of_motion(self.depth, self.motion)
         if len(self.calls) > 1 and previous is self.calls[-2][1] and current is self.calls[-2][0]:
             flow = -flow  # backward, as good as it is for a small motion

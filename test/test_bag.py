@@ -2,8 +2,10 @@
 """The command `bag`: the node's messages of every image, offline, and a trajectory."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -303,6 +305,36 @@ def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, views):
         assert not out.exists() and not list(tmp_path.glob('.*'))
     assert bag(source, out, *topic) == 0
     assert bag(source, out, *topic) == 2 and '--force' in capsys.readouterr().err
+
+
+def test_a_trajectory_that_cannot_be_written_costs_nothing(capsys, tmp_path, views):
+    source, out = write(tmp_path / 'in.mcap', views[:2]), tmp_path / 'out.mcap'
+    assert bag(source, out, '--tum', tmp_path / 'no' / 'drive.tum') == 2
+    error = capsys.readouterr().err
+    assert f'{tmp_path / "no"}: No such folder to write the trajectory to' in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(tmp_path, views, number):
+    source = write(tmp_path / 'in.mcap', views * 500)
+    command = [sys.executable, '-m', 'perceiver_flow_ros', 'bag', source, tmp_path / 'out.mcap']
+    with subprocess.Popen([*command, '--model', 'dis']) as process:
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob('.out.mcap.*/*/*')) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ['in.mcap']
+
+
+def test_threads_are_set(tmp_path, views, monkeypatch):
+    counts = []
+    monkeypatch.setattr(cv2, 'setNumThreads', counts.append)
+    source, file = write(tmp_path / 'in.mcap', views[:2]), tmp_path / 'p.yaml'
+    assert bag(source, tmp_path / 'out.mcap', '--params-file', parameters(file, threads=1)) == 0
+    assert 1 in counts
 
 
 def test_no_ros_is_needed(tmp_path, views):

@@ -167,4 +167,5 @@ def test_systemd_unit():
     command = unit['Service']['ExecStart']
     assert 'perceiver_flow_ros' in command and 'perceiver_flow.launch.py' in command
     assert (ROOT / 'launch' / 'perceiver_flow.launch.py').is_file()
+    assert unit['Service']['Restart'] == 'always'  # launch ends well when a node of it does not
     assert unit['Service']['KillSignal'] == 'SIGINT' and unit['Install']['WantedBy']

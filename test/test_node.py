@@ -396,6 +396,15 @@ def test_qos_is_overridable_and_topics_are_remapped(rig):
     assert info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT  # SensorDataQoS
 
 
+def test_an_activation_that_fails_leaves_nothing_subscribed(rig, capfd):
+    name = 'qos_overrides./camera_info.subscription.reliability'
+    r = rig(**{'model': 'dis', name: 'rely'})
+    assert not change(r, Transition.TRANSITION_ACTIVATE)  # nor once more
+    assert r.node.get_subscriptions_info_by_topic('/image') == []
+    assert r.status('flow', 'cannot activate').level == ERROR
+    assert 'correct the override and start the node again' in capfd.readouterr().err
+
+
 def test_silence_is_explained(rig):
     r = rig(model='dis', image_timeout=0.1)
     assert 'nothing publishes /image; no other image' in r.status('input', 'no image for').message
@@ -479,3 +488,15 @@ def test_simulated_time(rig):
         assert r.statuses['input'].level == OK
     tell(520.0)
     assert r.status('input', 'no image for 19.6 s').level == WARN
+
+
+def test_the_clock_of_a_bag_begins_before_its_images(rig, capfd):
+    r = rig(loader=lambda *_, **__: Estimator(), use_sim_time=True, image_timeout=10.0).connect()
+    clock, message = r.peer.create_publisher(Clock, '/clock', 10), Clock()
+    for sec in (1_700_000_000, 1_700_000_008):
+        message.clock.sec = sec
+        node_clock = r.node.get_clock()
+        r.until(lambda: clock.publish(message) or node_clock.now().nanoseconds == sec * 10**9)  # noqa: B023
+        r.unseen.clear()
+        r.until(lambda: 'input' in r.unseen)
+    assert r.statuses['input'].level == OK and 'no image for' not in capfd.readouterr().err

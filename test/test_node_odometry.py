@@ -25,6 +25,7 @@ from moving_camera import (
 from node_rig import Rig
 import numpy as np
 from perceiver_flow_ros.odometry.geometry import inverse
+from perceiver_flow_ros.ros import messages
 from perceiver_flow_ros.ros.parameters import BY_NAME
 from perceiver_flow_ros.ros.transforms import pose_of_text
 import pytest
@@ -415,6 +416,60 @@ def test_reset_forgets_the_pose(robot):
     assert np.allclose(z, [0.1, 0.2, 0.1], atol=0.01)
 
 
+def test_a_reset_during_an_inference_leaves_its_pair_out(robot):
+    r = robot(scale_source='depth', odometry_grid=4)
+    forward = {'twist': (0, 0, 1.0, 0, 0, 0), 'mount': np.eye(4)}
+    for i in range(5):
+        r.estimator.during = r.node.pipeline.restart if i == 2 else lambda: None
+        r.move(10 + i * PERIOD, **forward)
+    r.until(lambda: len(r.received['odometry']) == 2)
+    assert [seconds(m.header.stamp) for m in r.received['odometry']] == [10.1, 10.4]
+    z = [m.pose.pose.position.z for m in r.received['odometry']]
+    assert np.allclose(z, [0.1, 0.1], atol=0.01)
+
+
+def test_an_image_that_comes_late_keeps_the_pose(robot):
+    """One of 1 ms before the last (out of order, a clock that was set) is no new beginning."""
+    r = robot(scale_source='depth', odometry_grid=4)
+    forward = {'twist': (0, 0, 1.0, 0, 0, 0), 'mount': np.eye(4)}
+    for stamp in (10.0, 10.1, 10.2, 10.199, 10.299):
+        r.move(stamp, **forward)
+    r.until(lambda: len(r.received['odometry']) == 3)
+    z = [m.pose.pose.position.z for m in r.received['odometry']]
+    assert np.allclose(z, [0.1, 0.2, 0.3], atol=0.01)
+    r.status('flow', 'went back by 0.001 s (an image out of order')
+
+
+@pytest.mark.parametrize('source', ['range', 'depth'])
+def test_a_slow_model_finds_what_fast_sensors_said_long_ago(robot, source):
+    r = robot(scale_source=source, odometry_grid=2)
+    r.estimator.noise, r.estimator.depth = 0.01, np.full((120, 160), 2.0)
+    slow = {'twist': (0.4, 0.16, 0, 0, 0, 0), 'mount': np.eye(4)}
+    message = {'range': range_message, 'depth': lambda _, t: depth_message(r.estimator.depth, t)}
+    for k in range(150):  # at 200 Hz, while an image waits for 0.75 s
+        r.tell(source, message[source](2.0, 10 + k / 200))
+        if k == 0:
+            r.move(10.0, depth=False, **slow)
+    r.move(10.5, depth=False, **slow)
+    r.until(lambda: len(r.received['twist']) == 1)
+    assert r.received['twist'][0].twist.covariance[0] < 0.01
+
+
+def test_no_transform_is_sent_after_deactivation(robot, monkeypatch):
+    """With a stand-in for tf2_msgs, which is on no package registry."""
+    for name in ('tf2_msgs', 'tf2_msgs.msg'):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules['tf2_msgs.msg'].TFMessage = TransformStamped
+    monkeypatch.setattr(messages, 'tf', lambda maker, stamp, *_: stamp)
+    r = robot(('flow',), scale_source='depth', odometry_grid=4, publish_tf=True, **ON_BASE)
+    sent = []
+    monkeypatch.setattr(r.node.pipeline.cues._broadcaster, 'publish', sent.append)
+    for i in range(3):
+        r.estimator.during = r.node.trigger_deactivate if i == 2 else lambda: None
+        r.move(10 + i * PERIOD)
+    assert [seconds(stamp) for stamp in sent] == [10.1]
+
+
 @pytest.mark.parametrize(
     ('name', 'pixels'),
     [
@@ -521,7 +576,7 @@ def test_sensors_are_subscribed_to_where_they_are_used(robot):
         return topics & {'/depth', '/range', '/imu'}
 
     assert subscribed() == {'/imu'}
-    assert r.set(scale_source='depth', gyro='off') == ''
+    assert r.set(scale_source='depth', gyro='ignore') == ''
     assert subscribed() == {'/depth'}
     assert r.set(scale_source='range') == ''
     assert subscribed() == {'/range'}

@@ -384,6 +384,41 @@ def test_run_says_what_is_missing(checkout, tmp_path):
     message = refusal(checkout, PATH=path, PYTHON='no-rclpy-python', **ros)
     assert 'ROS 2 kilted is sourced, but no-rclpy-python cannot import its rclpy' in message
 
+    script = no_rclpy.replace('*rclpy*', '*event_handler*').replace(' *)', ' *rclpy*) ;; *)')
+    path = stand_in(tmp_path, 'humble-python', script)
+    ros = {'ROS_DISTRO': 'humble', 'AMENT_PREFIX_PATH': '/opt/ros/humble'}
+    message = refusal(checkout, PATH=path, PYTHON='humble-python', **ros)
+    assert 'ROS 2 humble is sourced: too old' in message and 'Iron or newer' in message
+
+
+def test_run_remembers_where_torch_came_from(checkout, tmp_path):
+    """Else the next command would throw the small build away and load several GB."""
+    folder, environment = checkout
+    venv, said = folder / '.venv', tmp_path / 'pip'
+    script = f"""case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python";;
+    "-m pip") echo "$@" >>{said};;
+    "-m perceiver_flow_ros") ;;
+    *) exec {sys.executable} "$@";;
+    esac"""
+    environment.update(PATH=stand_in(tmp_path, 'recording-python', script))
+    environment.update(PYTHON='recording-python')
+
+    def run(**changes):
+        before = said.read_text() if said.exists() else ''
+        subprocess.run([folder / 'run', 'info'], env={**environment, **changes}, check=True)
+        return said.read_text().removeprefix(before)
+
+    small, other = '--extra-index-url https://small', '--extra-index-url https://other'
+    assert small in run(TORCH_INDEX_URL='https://small')
+    (venv / 'mark').touch()
+    assert run() == '' and (venv / 'mark').exists()
+    with open(folder / 'requirements.txt', 'a') as file:
+        file.write('# changed\n')
+    assert small in run() and not (venv / 'mark').exists()
+    assert other in run(TORCH_INDEX_URL='https://other')
+    assert '--extra-index-url' not in run(TORCH_INDEX_URL='')
+
 
 @pytest.mark.slow
 def test_run_says_that_there_is_no_network_and_begins_anew_after_it(checkout):

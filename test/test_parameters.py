@@ -29,6 +29,19 @@ def test_config_file_is_the_table():
         assert s.description in ' '.join(comment.replace('#', ' ').split())
 
 
+def test_every_choice_is_text_for_yaml():
+    """As `ros2 param set` and parameter files read it: a bare off would be false."""
+    for s in SETTINGS:
+        assert [yaml.safe_load(str(choice)) for choice in s.choices or ()] == [*(s.choices or ())]
+
+
+def test_what_ros2_param_dump_writes_is_read(tmp_path):
+    path = tmp_path / 'dumped.yaml'
+    path.write_text('/perceiver_flow:\n  ros__parameters:\n    gyro_noise: 1e-3\n'
+                    '    start_type_description_service: true\n    use_sim_time: false\n')
+    assert parameter_file.read_yaml(path).gyro_noise == 0.001
+
+
 @pytest.mark.parametrize(
     ('name', 'value', 'text'),
     [

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from perceiver_flow_ros.commands.bagfile import image_message, TYPES
 from perceiver_flow_ros.flow.color import flow_to_color
-from perceiver_flow_ros.flow.estimator import load_estimator
+from perceiver_flow_ros.flow.estimator import load_estimator, set_threads
+from perceiver_flow_ros.flow.files import write_whole
 from perceiver_flow_ros.odometry import cues
 from perceiver_flow_ros.ros import messages
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame
-from perceiver_flow_ros.ros.frames import Frame, why_no_pair
+from perceiver_flow_ros.ros.frames import Frame, in_order, why_no_pair
 from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.transforms import quaternion_of_turn, StaticTree
@@ -55,6 +55,7 @@ class Results:
             s.model, device=s.device, precision=s.precision, tiling=s.tiling, quality=s.quality,
             query_stride=s.query_stride, allow_download=s.allow_download,
         )  # fmt: skip
+        set_threads(s.threads)
         self._previous: Frame | None = None
         self._pose = np.eye(4)
         self._trajectory: list[tuple[int, np.ndarray]] = []
@@ -91,7 +92,7 @@ class Results:
             self._motion.reset()
             self._pose = np.eye(4)
         elif previous is not None and obstacle:
-            self._motion.follow(previous, frame, None)
+            self._motion.follow(*in_order(previous, frame), None)
         elif previous is not None:
             yield from self._of_pair(previous, frame)
         self._trajectory.append((frame.stamp, self._pose))
@@ -176,12 +177,7 @@ class Results:
             numbers = [*pose[:3, 3], *quaternion_of_turn(pose[:3, :3])]
             seconds = f'{stamp // 10**9}.{stamp % 10**9:09d}'
             lines.append(' '.join([seconds, *(f'{n:.9f}' for n in numbers)]) + '\n')
-        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-        try:
-            partial.write_text(''.join(lines))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, ''.join(lines).encode())
 
 
 def decoded(message: Any) -> np.ndarray:

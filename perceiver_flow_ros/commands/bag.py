@@ -13,7 +13,7 @@ from typing import Any
 
 HELP = 'compute the flow and motion of every image of a bag, offline'
 EXAMPLE = (
-    'perceiver_flow bag drive.mcap flow.mcap --params-file config/perceiver_flow.yaml '
+    'perceiver_flow bag drive.mcap flow.mcap --params-file mine.yaml '
     '--tum drive.tum'
 )
 AHEAD = 0.5  # s of the bag that are read ahead of an image: depth and imu may be stored after it
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     _ = settings.odometry  # refused here, before anything is read
     if args.tum and args.tum.exists() and not args.force:
         raise FileExistsError(17, 'The file exists already; give --force to replace it', args.tum)
+    if args.tum and not args.tum.resolve().parent.is_dir():
+        raise FileNotFoundError(2, 'No such folder to write the trajectory to', args.tum.parent)
     if args.output.resolve() == args.source.resolve():
         raise ValueError(f'{args.output}: input and output are the same bag')
     writer = BagWriter(args.output, force=args.force)  # its complaints come before the work
@@ -88,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(
                     f'{args.source}: {results.frames} images on {topics["image"]}; flow needs two'
                 )
-            if args.tum:
-                results.write_tum(args.tum)
+    if args.tum:  # after the bag: what goes wrong here costs nothing of it
+        results.write_tum(args.tum)
     report = {'bag': str(args.output), 'topics': topics, **results.summary()}
     if args.tum:
         report['tum'] = str(args.tum)
@@ -165,7 +167,7 @@ def choose_topics(args: argparse.Namespace, reader: Any, settings: Any) -> dict[
     if args.camera_info_topic or beside in types:
         topics['camera_info'] = args.camera_info_topic or beside
     used = {'depth': settings.scale_source == 'depth', 'range': settings.scale_source == 'range',
-            'imu': settings.gyro != 'off'}  # fmt: skip
+            'imu': settings.gyro != 'ignore'}  # fmt: skip
     for name, is_used in used.items():
         topic = getattr(args, f'{name}_topic')
         if topic and not is_used:

@@ -35,13 +35,13 @@ SETTINGS = ('fast', 'balanced', 'best')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's arguments."""
     parser.add_argument('--height', type=int, default=368, metavar='PX',
-                        help='height of the official network (default: 368)')
+                        help='height of the official network on a CPU (default: 368)')
     parser.add_argument('--width', type=int, default=496, metavar='PX',
-                        help='width of the official network (default: 496)')
+                        help='width of the official network on a CPU (default: 496)')
     parser.add_argument('--device', default='cpu', metavar='cpu|cuda|cuda:N',
                         help='cuda: a table of its own, in under 8 minutes (default: cpu)')
     parser.add_argument('--repeat', type=int, default=3, metavar='N',
-                        help='measurements of each line, after a warm-up (default: 3)')
+                        help='measurements of a line on a CPU, after a warm-up (default: 3)')
     parser.add_argument('--no-peer', action='store_true',
                         help='leave out transformers; parity is checked with the reference')
     parser.add_argument('--json', nargs='?', const='-', metavar='OUT',

@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     node.add_argument(
         '--model', default='lite', metavar='lite|official|dis|PATH|HF_ID', help='default: lite'
     )
-    node.add_argument('--device', default='auto', metavar='auto|cpu|cuda', help='default: auto')
+    node.add_argument(
+        '--device', default='auto', metavar='auto|cpu|cuda[:N]', help='default: auto'
+    )
     node.add_argument(
         '--quality',
         default='auto',

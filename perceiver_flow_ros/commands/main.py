@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import importlib
 from importlib import metadata
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 
 SUBCOMMANDS = (
     'estimate', 'evaluate', 'benchmark', 'record', 'bag', 'odometry', 'train', 'fetch_weights',
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')  # what it cannot read we tell in one line
     args = make_parser(argv).parse_args(argv)
+    end_in_order()
     try:
         return args.run(args)
     except BrokenPipeError:  # `perceiver_flow evaluate ... | head`
@@ -39,6 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except input_errors() as error:
         print(f'perceiver_flow: error: {describe(error)}', file=sys.stderr)
         return 2
+
+
+def end_in_order() -> None:
+    """Have SIGTERM and SIGHUP end the process as an exception does: what is half written goes."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python allows it there only
+    for number in (signal.SIGTERM, signal.SIGHUP):  # (nohup has it ignored: so it stays)
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, leave)
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -25,7 +25,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         help='packaged weights, the checkpoint in the local cache, OpenCV DIS, a folder or file '
         'of weights, or a Hugging Face id (default: lite)',
     )
-    group.add_argument('--device', default='auto', metavar='auto|cpu|cuda', help='default: auto')
+    group.add_argument(
+        '--device', default='auto', metavar='auto|cpu|cuda[:N]', help='default: auto'
+    )
     group.add_argument(
         '--precision',
         default='auto',

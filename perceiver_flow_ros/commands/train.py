@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--evaluate-every', type=int, default=3000, metavar='PAIRS')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--device', default='auto', metavar='auto|cpu|cuda')
+    parser.add_argument('--device', default='auto', metavar='auto|cpu|cuda[:N]')
     parser.add_argument('--json', action='store_true', help='print each evaluation as JSON')
 
 

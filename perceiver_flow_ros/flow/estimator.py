@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+import sys
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 OFFICIAL_ID = 'deepmind/optical-flow-perceiver'
@@ -14,6 +16,7 @@ PRECISIONS = ('float32', 'bfloat16', 'float16')
 QUALITIES = ('auto', 'fast', 'balanced', 'best')
 QUERY_STRIDES = (1, 2, 4, 8)
 TILINGS = ('tile', 'resize')
+DEFAULT_THREADS: dict[str, int] = {}  # before the first change
 
 
 class FlowEstimator(Protocol):
@@ -159,6 +162,15 @@ def load_estimator(
         query_stride=query_stride,
         allow_download=allow_download,
     )
+
+
+def set_threads(count: int) -> None:
+    """Set the CPU threads of OpenCV and of PyTorch, if loaded; 0 for their defaults."""
+    cv2.setNumThreads(count or -1)
+    torch = sys.modules.get('torch')
+    if torch is not None:
+        DEFAULT_THREADS.setdefault('torch', torch.get_num_threads())
+        torch.set_num_threads(count or DEFAULT_THREADS['torch'])
 
 
 def resolve_device(device: str) -> str:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 SCALES = ('none', 'camera_height', 'depth', 'range')
-GYRO_USES = ('off', 'check', 'replace')
+GYRO_USES = ('ignore', 'check', 'replace')  # (YAML reads a bare off as false)
 UNKNOWN = 1e6  # variance of what is not known, (m/s)^2: a km/s, yet no number that breaks a filter
 
 

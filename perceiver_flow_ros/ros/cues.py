@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, TYPE_CHECKING
 
@@ -78,21 +79,20 @@ class Cues:
             self._tf.listen()
         self.motion.settings = settings
 
-    def subscribe(self, reliability: str) -> list[Subscription]:
+    def subscribe(self, reliability: str) -> Iterator[Subscription]:
         """Subscribe to what the settings make use of."""
         settings, motion = self._node.settings, self.motion
         inputs = {
             'depth': (Image, motion.depth_came, DEPTH, settings.scale_source == 'depth'),
             'range': (Range, motion.range_came, DEPTH, settings.scale_source == 'range'),
-            'imu': (Imu, motion.imu_came, IMU_DEPTH, settings.gyro != 'off'),
+            'imu': (Imu, motion.imu_came, IMU_DEPTH, settings.gyro != 'ignore'),
         }
-        return [
-            create_input(
-                self._node, kind, name, callback, depth=depth, reliability=reliability,
-                on_incompatible=partial(self._incompatible, name),
-            )
-            for name, (kind, callback, depth, wanted) in inputs.items() if wanted
-        ]  # fmt: skip
+        for name, (kind, callback, depth, wanted) in inputs.items():
+            if wanted:
+                yield create_input(
+                    self._node, kind, name, callback, depth=depth, reliability=reliability,
+                    on_incompatible=partial(self._incompatible, name),
+                )  # fmt: skip
 
     def _incompatible(self, name: str, policy: str) -> None:
         topic = self._node.resolve_topic_name(name)
@@ -138,7 +138,9 @@ class Cues:
             if estimate.metric and 'odometry' in wanted:
                 odometry = messages.odometry(maker, stamp, estimate, frames)
                 self.outputs['odometry'].publish(odometry)
-            if estimate.metric and 'tf' in wanted and self._broadcaster is not None:
+            # (no lifecycle publisher: it may be made while the node is active)
+            sends = self._broadcaster is not None and self._node.active
+            if estimate.metric and 'tf' in wanted and sends:
                 self._broadcaster.publish(messages.tf(maker, stamp, estimate, frames))
         if estimate.valid and 'focus_of_expansion' in wanted:
             point = messages.focus_of_expansion(maker, header, estimate)

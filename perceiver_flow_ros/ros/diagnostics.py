@@ -166,7 +166,8 @@ class Diagnostics:
         if self._node.get_parameter('use_sim_time').value and now == 0:
             return self._warning('clock', 'use_sim_time is true, but nothing publishes /clock')
         with self._lock:
-            self._waiting_since = min(self._waiting_since, now)  # where the clock was set back
+            if now < self._waiting_since or self._waiting_since == 0:
+                self._waiting_since = now  # the clock was set back, or has only now begun
         silence = now - self._waiting_since
         if silence > self._node.settings.image_timeout:
             text = f'no image for {silence:.1f} s: {self._why_silent()}'

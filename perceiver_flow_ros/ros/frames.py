@@ -11,6 +11,7 @@ import threading
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
+from perceiver_flow_ros.ros.stamped import REWIND
 
 if TYPE_CHECKING:
     from std_msgs.msg import Header
@@ -46,16 +47,21 @@ def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, s
         hint = ': the driver must set header.stamp' if current.stamp == 0 else ''
         return 'repeated', f'an image repeats the stamp of the one before and is skipped{hint}'
     if gap < 0:
-        return (
-            'backward',
-            f'image stamps went back by {-gap:.3f} s (a bag that starts again, a reset)',
-        )
+        text = f'image stamps went back by {-gap:.3f} s'
+        if gap < -REWIND:
+            return 'backward', f'{text} (a bag that starts again, a reset)'
+        return 'late', f'{text} (an image out of order, or a clock that was set)'
     if gap > max_gap:
         text = f'{gap:.3f} s between two images exceed max_frame_gap ({max_gap:g} s)'
         return 'gap', f'{text}: the camera paused, or the model is slower than that'
     if previous.image.shape != current.image.shape:
         return 'size', f'images changed from {_size(previous.image)} to {_size(current.image)}'
     return None
+
+
+def in_order(one: Frame, other: Frame) -> tuple[Frame, Frame]:
+    """Sort two frames by their stamps."""
+    return (one, other) if one.stamp <= other.stamp else (other, one)
 
 
 def _size(image: np.ndarray) -> str:

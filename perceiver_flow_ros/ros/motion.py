@@ -32,7 +32,8 @@ from perceiver_flow_ros.ros.parameters import in_words_of_the_node, Settings
 from perceiver_flow_ros.ros.stamped import Stamped
 from perceiver_flow_ros.ros.transforms import NoTransform, pose_of_text
 
-IMAGES, SAMPLES = 30, 20_000  # kept of each topic: depth images, ranges, infos; gyro samples
+IMAGES, SAMPLES = 200, 20_000  # of a topic that wait at most: depth images, all else
+CAMERAS = 30  # calibrations that are kept
 GYRO_GAP = 0.1  # s without a gyro sample at most
 NEW_POSE = ('scale_source', 'camera_height', 'base_frame', 'base_from_camera', 'odom_frame')
 
@@ -67,8 +68,8 @@ class Motion:
 
     def __init__(self, settings: Settings, lookup: Callable[[str, str], np.ndarray]) -> None:
         self._lookup = lookup
-        self._infos, self._depths = Stamped(IMAGES), Stamped(IMAGES)
-        self._ranges, self._rates = Stamped(IMAGES), Stamped(SAMPLES)
+        self._depths = Stamped(IMAGES + 4 * settings.capacity)  # (more often than images, too)
+        self._infos, self._ranges, self._rates = (Stamped(SAMPLES) for _ in range(3))
         self._cameras: dict[tuple, Camera] = {}
         self._adopted: Settings | None = None
         self._forget = True
@@ -99,6 +100,11 @@ class Motion:
         """Have the next pair start a new pose."""
         self._forget = True
 
+    def passed(self, stamp: float) -> None:
+        """Drop what came before an image (s): no older one will be asked about."""
+        for topic in (self._infos, self._depths, self._ranges, self._rates):
+            topic.forget(stamp - GYRO_GAP)
+
     def clear(self) -> None:
         """Forget what came, and the pose."""
         for topic in (self._infos, self._depths, self._ranges, self._rates):
@@ -124,6 +130,7 @@ class Motion:
         begin = time.perf_counter()
         settings = self.settings
         before, now = previous.stamp / 1e9, current.stamp / 1e9
+        self.passed(before)
         frames = Frames(settings.base_frame or current.header.frame_id, settings.odom_frame)
         try:
             self._adopt(settings, current.header.frame_id)
@@ -184,7 +191,7 @@ class Motion:
             info.binning_x, info.binning_y, *roi, self.settings.rectified, size,
         )  # fmt: skip
         if key not in self._cameras:
-            if len(self._cameras) > IMAGES:  # a zoom lens: another camera at every image
+            if len(self._cameras) > CAMERAS:  # a zoom lens: another camera at every image
                 self._cameras.clear()
             self._cameras[key] = Camera.from_info(
                 info.width, info.height, list(info.k), list(info.d), list(info.r), list(info.p),
@@ -205,7 +212,7 @@ class Motion:
                     found |= look(before, now)
                 except ValueError as error:
                     remarks.append(str(error))
-        if settings.gyro != 'off':
+        if settings.gyro != 'ignore':
             try:
                 found |= self._gyro(settings, before, now, camera_frame)
             except (GyroGap, NoTransform) as error:
@@ -251,7 +258,7 @@ class Motion:
         samples = self._rates.between(before - GYRO_GAP, now + GYRO_GAP)
         if not samples:
             if settings.gyro == 'replace':
-                raise GyroGap('no imu message has come: remap imu, or set gyro to off')
+                raise GyroGap('no imu message has come: remap imu, or set gyro to ignore')
             return {}
         frame = samples[-1][1][1]
         times, rates = zip(*((stamp, item[0]) for stamp, item in samples))

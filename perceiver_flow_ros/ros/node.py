@@ -127,10 +127,12 @@ class FlowNode(LifecycleNode):
 
     def _failed(self, step: str, error: Exception) -> TransitionCallbackReturn:
         self.reason = f'cannot {step}: {explain(error)}'
-        again = f'ros2 lifecycle set {self.get_fully_qualified_name()} {step}'
-        then = ', then activate' if step == 'configure' else ''
+        again = f'ros2 lifecycle set {self.get_fully_qualified_name()} configure, then activate'
+        remedy = f'correct the parameter and {again}'
+        if step == 'activate':  # only QoS overrides, which are read once, make it fail
+            remedy = 'correct the override and start the node again'
         if self.context.ok():  # else it came of the shutdown
-            self.get_logger().error(f'{self.reason} | correct the parameter and {again}{then}')
+            self.get_logger().error(f'{self.reason} | {remedy}')
         return FAILURE
 
     def close(self) -> bool:
@@ -154,17 +156,16 @@ class FlowNode(LifecycleNode):
         if self.settings.image_transport == 'compressed':
             image = CompressedImage, self.image_topic
         lost = self.diagnostics.lost
-        self._inputs = [
-            create_input(self, *image, self.on_image, on_lost=lost, **qos),
-            create_input(self, CameraInfo, 'camera_info', self.on_camera_info, **qos),
-        ]
+        info = CameraInfo, 'camera_info'
+        self._inputs.append(create_input(self, *image, self.on_image, on_lost=lost, **qos))
+        self._inputs.append(create_input(self, *info, self.on_camera_info, **qos))
         self._subscribe_to_sensors()
 
     def _subscribe_to_sensors(self) -> None:
         """Subscribe to depth, range and imu, where the settings make use of them."""
         self._unsubscribe(self._sensors)
-        reliability = self.settings.image_reliability
-        self._sensors = self.pipeline.cues.subscribe(reliability)
+        for sensor in self.pipeline.cues.subscribe(self.settings.image_reliability):
+            self._sensors.append(sensor)
 
     def _unsubscribe(self, inputs: list[Subscription]) -> None:
         while inputs:

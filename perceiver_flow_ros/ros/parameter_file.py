@@ -7,12 +7,15 @@ The node's parameters in a file: read without ROS, and the config file, made fro
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 import textwrap
 from typing import Any
 
 from perceiver_flow_ros.ros.parameters import BY_NAME, defaults, Setting, SETTINGS, Settings
 import yaml
+
+OF_ROS = {'use_sim_time', 'start_type_description_service'}  # of every node
 
 
 def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
@@ -39,10 +42,13 @@ def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
     if not sections:
         raise ValueError(f'{path}: it has parameters for neither /** nor {node}')
     for name, value in given.items():
-        if str(name).startswith('qos_overrides') or name == 'use_sim_time':
+        if str(name).startswith('qos_overrides') or name in OF_ROS:
             continue  # they mean nothing without ROS
         if name not in BY_NAME:
             raise ValueError(f'{path}: the node has no parameter {name!r}')
+        if isinstance(BY_NAME[name].default, float) and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # 1e-3 is a number for ROS, not for PyYAML
+                given[name] = value = float(value)
         problem = mistake(BY_NAME[name], value)
         if problem:
             raise ValueError(f'{path}: {problem}')

@@ -176,7 +176,7 @@ SETTINGS = (
     Setting(
         'gyro', 'check', choices=GYRO_USES,
         description='What angular velocities on `imu` do: check (an estimate that disagrees is '
-        'not published), replace (they are the rotation), or off.',
+        'not published), replace (they are the rotation), or ignore.',
     ),
     Setting(
         'gyro_noise', 0.01, low=0.00001, high=1.0,
@@ -243,7 +243,7 @@ class Settings(SimpleNamespace):
     @property
     def inputs(self) -> tuple[str, bool]:
         """What decides which topics are subscribed to."""
-        return self.scale_source, self.gyro == 'off'
+        return self.scale_source, self.gyro == 'ignore'
 
     @property
     def odometry(self) -> OdometrySettings:

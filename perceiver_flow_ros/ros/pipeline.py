@@ -16,14 +16,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from perceiver_flow_ros.flow.color import flow_to_color
-from perceiver_flow_ros.flow.estimator import FlowEstimator
+from perceiver_flow_ros.flow.estimator import FlowEstimator, set_threads
 from perceiver_flow_ros.ros.compressed import decode, encode
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame, to_message
 from perceiver_flow_ros.ros.cues import Cues
-from perceiver_flow_ros.ros.frames import Frame, why_no_pair, Worker
+from perceiver_flow_ros.ros.frames import Frame, in_order, nanoseconds, why_no_pair, Worker
 from perceiver_flow_ros.ros.notices import explain
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.topics import create_output
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 WARM_UP_SIZE = (368, 496)  # one tile of the official model
 COLORS = {'flow/color', 'flow/color/compressed'}
 DENSE = {'flow', 'flow/previous', *COLORS, 'time_to_contact', 'confidence'}
-DEFAULT_THREADS: dict[str, int] = {}  # before the first change
+UNPAINTED = 4  # flows at most that wait for their colours: each of 1920x1080 takes 16 MB
 
 
 class Pipeline:
@@ -66,7 +65,7 @@ class Pipeline:
         }  # fmt: skip
         self.cues = Cues(node)
         self.worker = Worker(self._process, node.settings.capacity)
-        self.painter = Worker(self._paint, node.settings.capacity)
+        self.painter = Worker(self._paint, min(node.settings.capacity, UNPAINTED))
         self.worker.start()
         self.painter.start()
 
@@ -82,6 +81,7 @@ class Pipeline:
 
     def restart(self) -> None:
         """Have the next image start a new pair, and the next pair a new pose."""
+        self.worker.clear()
         self._forget = True
         self.cues.motion.reset()
 
@@ -105,7 +105,7 @@ class Pipeline:
             s.model, device=s.device, precision=s.precision, tiling=s.tiling, quality=s.quality,
             query_stride=s.query_stride, allow_download=s.allow_download,
         )  # fmt: skip
-        _set_threads(s.threads)
+        set_threads(s.threads)
         blank = np.zeros((*WARM_UP_SIZE, 3), np.uint8)
         estimator(blank, blank)
         return estimator
@@ -140,6 +140,8 @@ class Pipeline:
         estimator = self.estimator
         wanted = self.wanted()  # once: somebody may come while this pair is worked on
         cues = wanted - self._outputs.keys()
+        if not cues:
+            self.cues.motion.passed(nanoseconds(message.header.stamp) / 1e9)
         if estimator is None or not wanted:
             self._previous = None
             return
@@ -168,7 +170,8 @@ class Pipeline:
                 backward = on_grid(estimator, *pair[::-1], grid)
         took = time.perf_counter() - start
         self._publish(previous, frame, flow)
-        self.cues.follow(previous, frame, flow, stride, backward, cues)
+        if not self._forget:  # else a reset came meanwhile: this pair is of before it
+            self.cues.follow(previous, frame, flow, stride, backward, cues)
         self._node.diagnostics.flowed(frame.stamp / 1e9, took)
 
     def _pixels(self, message: Image | CompressedImage) -> np.ndarray:
@@ -185,7 +188,7 @@ class Pipeline:
         if obstacle == 'backward':  # a bag that starts again starts a new pose
             self.cues.motion.reset()
         elif obstacle != 'repeated' and self.cues.wanted():
-            self.cues.missed(previous, frame)
+            self.cues.missed(*in_order(previous, frame))
 
     def _publish(self, previous: Frame, frame: Frame, flow: np.ndarray) -> None:
         """Publish what is subscribed to, under the header of the image that the flow leads to."""
@@ -228,12 +231,3 @@ def on_grid(
     height, width = previous.shape[:2]
     points = np.stack(np.meshgrid(np.arange(0, width, grid), np.arange(0, height, grid)), -1)
     return estimator.at(previous, current, points.reshape(-1, 2)).reshape(points.shape)
-
-
-def _set_threads(count: int) -> None:
-    """Set the CPU threads of OpenCV and of PyTorch, if loaded; 0 for their defaults."""
-    cv2.setNumThreads(count or -1)
-    torch = sys.modules.get('torch')
-    if torch is not None:
-        DEFAULT_THREADS.setdefault('torch', torch.get_num_threads())
-        torch.set_num_threads(count or DEFAULT_THREADS['torch'])

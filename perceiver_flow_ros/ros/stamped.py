@@ -11,7 +11,11 @@ REWIND = 1.0  # s that a stamp goes back beyond which it is not disorder but a n
 
 
 class Stamped:
-    """The newest items of a topic, by stamp (s); a stamp that goes back far starts it afresh."""
+    """
+    Items of a topic by stamp (s), the newest `size` at most: what nobody asked for, goes.
+
+    A stamp that goes back far starts it afresh.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -25,6 +29,11 @@ class Stamped:
                 self._items.clear()
             insort(self._items, (stamp, item), key=_stamp)
             del self._items[: -self._size]
+
+    def forget(self, before: float) -> None:
+        """Drop what is older, but for the newest of that: it may be the nearest."""
+        with self._lock:
+            del self._items[: max(bisect_left(self._items, before, key=_stamp) - 1, 0)]
 
     def clear(self) -> None:
         """Forget all."""
