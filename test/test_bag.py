@@ -9,6 +9,7 @@ import time
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.commands._bag_pairs import decoded
 from perceiver_flow_ros.commands.bagfile import (
     BagWriter,
     camera_info_message,
@@ -263,9 +264,21 @@ def test_compressed_images_and_a_bad_one(capsys, tmp_path, views):
             bag_file.write('/cam/camera_info', 'sensor_msgs/msg/CameraInfo', info, stamp)
     assert bag(tmp_path / 'in.mcap', tmp_path / 'out.mcap') == 0
     text = capsys.readouterr().out
-    assert 'motion of 2 of 2 pairs' in text and '1 x bad image: a compressed image (png)' in text
+    assert 'motion of 2 of 2 pairs' in text
+    assert '1 x bad image: its PNG data are cut off after 100 bytes' in text
     flow = read(tmp_path / 'out.mcap')[NODE + 'flow/previous']
     assert [m.time_ref.nanosec for _, m in flow] == [0, 200_000_000]
+
+
+def test_compressed_images_are_what_the_node_makes_of_them():
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    data = cv2.imencode('.png', red)[1].ravel()  # red first, where PNG has blue for OpenCV
+    kind, header = TYPES.types['sensor_msgs/msg/CompressedImage'], header_message(0, 'camera')
+    assert decoded(kind(header, 'rgb8; png compressed rgb8', data))[0, 0].tolist() == [200, 0, 0]
+    assert decoded(kind(header, 'rgb8; png compressed bgr8', data))[0, 0].tolist() == [0, 0, 200]
+    mosaic = cv2.imencode('.png', np.full((8, 8), 90, np.uint8))[1].ravel()
+    assert decoded(kind(header, 'bayer_rggb8; png compressed ', mosaic)).shape == (8, 8, 3)
 
 
 def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, views):

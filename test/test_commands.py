@@ -124,6 +124,8 @@ def test_estimate_refuses_bad_input_and_leaves_nothing(capsys, frames, tmp_path)
     assert 'same file' in estimate(
         *frames, '-o', tmp_path / 'f.png', '--color', tmp_path / 'f.png'
     )
+    for name in ('-o', '--color'):
+        assert 'b.png: that is one of the frames' in estimate(*frames, name, frames[1])
     assert 'CPU only' in estimate(*frames, '-o', out, '--device', 'cuda')
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         'a.png',
@@ -197,6 +199,18 @@ def test_evaluate_finds_every_layout(capsys, tmp_path, layout):
     assert row['model']['pixels'] == row['zero']['pixels'] == rows * 85
     assert row['zero']['epe'] == pytest.approx(5**0.5, rel=1e-4)
     assert row['model']['epe'] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize(('folder', 'files', 'name'), [
+    ('grove', 'frame10.png frame11.png flow10.flo', 'grove'),
+    ('k/flow_occ', '../image_2/000000_10.png ../image_2/000000_11.png 000000_10.png', '000000_10'),
+])  # fmt: skip
+def test_evaluate_in_the_folder_itself(capsys, tmp_path, monkeypatch, folder, files, name):
+    (tmp_path / folder).mkdir(parents=True)
+    make_pair(*[tmp_path / folder / file for file in files.split()])
+    monkeypatch.chdir(tmp_path / folder)
+    assert main(['evaluate', '.', '--model', 'dis', '--json']) == 0
+    assert [row['name'] for row in json.loads(capsys.readouterr().out)['pairs']] == [name]
 
 
 def test_evaluate_tells_how_the_confidence_sorts(capsys, tmp_path):

@@ -248,7 +248,7 @@ def test_a_gyro_checks_or_replaces_the_rotation(drives):
     for use, gyro, valid in (
         ('check', rate, True),
         ('check', rate + (0, 0.1, 0), False),
-        ('off', rate + (0, 0.1, 0), True),
+        ('ignore', rate + (0, 0.1, 0), True),
         ('replace', rate, True),
     ):
         for scale in ('none', 'depth'):

@@ -205,6 +205,13 @@ def test_pickle_that_runs_code_is_refused(folder, zipped, monkeypatch):
     assert not (folder / 'intruded').exists()
 
 
+def test_bin_is_refused_where_pytorch_would_run_its_code(folder, monkeypatch):
+    bin_folder(folder, {})
+    monkeypatch.setattr(torch, '__version__', '2.9.1+cpu')
+    with pytest.raises(WeightsError, match='refused: PyTorch 2.9.1.cpu could run code'):
+        load_official(folder)
+
+
 def test_not_a_state_dict(folder):
     bin_folder(folder, {'step': 3, 'network': {}})
     with pytest.raises(WeightsError, match='expected a dictionary of tensors'):
@@ -224,7 +231,8 @@ def test_lite_round_trip(tmp_path, folder):
     assert variant_of(path) == 'lite' and variant_of(folder) == 'official'
     assert variant_of(folder / 'model.safetensors') == 'official'
     assert [file.name for file in tmp_path.glob('lite*')] == ['lite.safetensors']
-    loaded = load_lite(path)
+    assert variant_of(tmp_path) == 'lite'  # what `train` made
+    loaded = load_lite(tmp_path)
     assert loaded.config == network.config and not loaded.training
     for name, value in network.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)

@@ -15,6 +15,7 @@ from perceiver_flow_ros.flow.estimator import load_estimator, set_threads
 from perceiver_flow_ros.flow.files import write_whole
 from perceiver_flow_ros.odometry import cues
 from perceiver_flow_ros.ros import messages
+from perceiver_flow_ros.ros.compressed import decode
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame
 from perceiver_flow_ros.ros.frames import Frame, in_order, why_no_pair
 from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
@@ -182,11 +183,4 @@ class Results:
 
 def decoded(message: Any) -> np.ndarray:
     """Decode a sensor_msgs/Image or CompressedImage."""
-    if hasattr(message, 'encoding'):
-        return to_frame(message)
-    import cv2
-
-    image = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR) if len(message.data) else None
-    if image is None:
-        raise BadImage(f'a compressed image ({message.format}) cannot be decoded')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return to_frame(message) if hasattr(message, 'encoding') else decode(message)

@@ -207,8 +207,9 @@ def choose_topic(bag: Path, topics: dict[str, str], wanted: str | None) -> str:
 
 
 def bag_images(bag: Path, topic: str) -> Iterator[Any]:
-    """Read the images of a topic; compressed ones become bgr8."""
-    import cv2
+    """Read the images of a topic; compressed ones are decoded."""
+    from perceiver_flow_ros.ros.compressed import decode
+    from perceiver_flow_ros.ros.conversion import BadImage
 
     with AnyReader([bag], default_typestore=TYPES) as reader:
         connections = [c for c in reader.connections if c.topic == topic]
@@ -218,9 +219,10 @@ def bag_images(bag: Path, topic: str) -> Iterator[Any]:
                 message.header = HEADER
                 yield message
                 continue
-            image = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR)
-            if image is None:
-                raise ValueError(
-                    f'{bag}: an image of {topic} ({message.format}) cannot be decoded'
-                )
-            yield image_message(image, 'bgr8', HEADER)
+            try:
+                image = decode(message)
+            except BadImage as error:
+                raise ValueError(f'{bag}: an image of {topic}: {error}') from None
+            if image.ndim == 3:
+                image = np.ascontiguousarray(image[..., ::-1])
+            yield image_message(image, 'bgr8' if image.ndim == 3 else 'mono8', HEADER)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from perceiver_flow_ros.flow.color import flow_to_color
     from perceiver_flow_ros.flow.files import read_image, write_flow, write_image
 
-    check_outputs(args.output, args.color)
+    check_outputs(args)
     frames = [read_image(path) for path in (args.frame1, args.frame2)]
     if frames[0].shape != frames[1].shape:
         sizes = [
@@ -83,15 +83,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_outputs(output: Path | None, color: Path | None) -> None:
-    """Refuse, before the long work, what could not be written after it."""
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse, before the long work, what could not be written after it, or would cost a frame."""
     from perceiver_flow_ros.flow.files import check_suffix, FLOW_SUFFIXES, IMAGE_SUFFIXES
 
+    output, color = args.output, args.color
     if not (output or color):
         raise ValueError('nothing to write: give -o OUT.flo|.png|.npy or --color OUT.png')
     if output and color and output.resolve() == color.resolve():
         raise ValueError(f'{output}: -o and --color name the same file')
     for path, suffixes in ((output, FLOW_SUFFIXES), (color, IMAGE_SUFFIXES)):
+        if path and path.resolve() in (args.frame1.resolve(), args.frame2.resolve()):
+            raise ValueError(f'{path}: that is one of the frames; it would be replaced')
         if path:
             check_suffix(path, suffixes)
             if not path.resolve().parent.is_dir():

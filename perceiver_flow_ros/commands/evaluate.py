@@ -137,6 +137,7 @@ def timed(estimator: FlowEstimator, frames: tuple) -> tuple[np.ndarray, float]:
 
 def find_pairs(root: Path, non_occluded: bool = False) -> Iterator[Pair]:
     """Find the pairs of every known layout below a folder (see LAYOUTS)."""
+    root = root.resolve()  # its parents are looked at
     for truth in () if non_occluded else root.rglob('*.flo'):
         yield from middlebury(truth, root) or flying_chairs(truth, root) or sintel(truth, root)
     for truth in root.rglob('*_10.png'):
@@ -214,7 +215,9 @@ def present(pairs: Iterator[Pair]) -> list[Pair]:
 
 def label(path: Path, root: Path) -> str:
     """Name a pair by its place below the root."""
-    return path.relative_to(root).as_posix() if path != root else root.resolve().name
+    if path == root or not path.is_relative_to(root):  # the root is a scene, or a truth folder
+        return path.name
+    return path.relative_to(root).as_posix()
 
 
 # What is printed

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights: find them, read them safely, and refuse what does not fit, saying why.
 
-Only safetensors and ``torch.load(weights_only=True)`` are ever used: neither runs a file's code.
+Only safetensors and ``torch.load(weights_only=True)`` are ever used: neither runs a file's code
+(the latter by PyTorch that is not known to do it all the same).
 """
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from torch import nn, Tensor
 
 CONFIG = 'config.json'
 FILES = ('model.safetensors', 'pytorch_model.bin')      # as save_pretrained names them
+LITE = 'lite.safetensors'       # as `perceiver_flow train` does
+SAFE = (2, 10)          # PyTorch before it: CVE-2025-32434, CVE-2026-24747
 
 
 class WeightsError(RuntimeError):
@@ -56,7 +59,7 @@ def load_official(weights: str | Path, allow_download: bool = False) -> Official
 
 def load_lite(path: str | Path) -> LitePerceiver:
     """Load a safetensors file that `save_lite` wrote. WeightsError as in `load_official`."""
-    path = Path(path)
+    path = weights_file(Path(path))
     if not path.is_file():
         raise WeightsError(f'{path}: no such file: the lite weights are missing')
     if variant_of(path) != 'lite':
@@ -89,7 +92,7 @@ def variant_of(path: str | Path) -> str:
     """Tell which network the weights at a path are for: 'lite' or 'official'."""
     path = Path(path)
     if path.is_dir():
-        path = path / FILES[0]
+        path = next((path / name for name in (*FILES, LITE) if (path / name).is_file()), path)
     lite = path.suffix == '.safetensors' and path.is_file() \
         and metadata(path).get('variant') == 'lite'
     return 'lite' if lite else 'official'
@@ -161,7 +164,7 @@ def weights_file(path: Path) -> Path:
     """Tell which file of a folder holds the weights; a file is itself."""
     if not path.is_dir():
         return path
-    for name in FILES:
+    for name in (*FILES, LITE):
         if (path / name).is_file():
             return path / name
     raise WeightsError(f'{path}: this folder has neither {" nor ".join(FILES)}')
@@ -176,6 +179,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f'{path}: truncated or not a safetensors file: {error}') from None
+    if tuple(int(n) for n in torch.__version__.split('.')[:2]) < SAFE:
+        raise WeightsError(f'{path}: refused: PyTorch {torch.__version__} could run code that '
+                           'such a file holds (CVE-2025-32434, CVE-2026-24747); give a '
+                           '.safetensors file, or install PyTorch 2.10 or newer')
     try:
         tensors = torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError:

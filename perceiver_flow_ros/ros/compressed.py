@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs/CompressedImage <-> numpy, as image_transport's compressed plugin does it."""
+"""sensor_msgs/CompressedImage <-> numpy, as image_transport does it; to decode takes no ROS."""
 
 from __future__ import annotations
 
 import array
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from perceiver_flow_ros.ros.conversion import BadImage, MIN_SIDE
-from sensor_msgs.msg import CompressedImage
-from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CompressedImage
+    from std_msgs.msg import Header
 
 JPEG_QUALITY = 90
 TAIL = 64  # bytes in which the end marker is looked for: some cameras pad
@@ -69,6 +72,8 @@ def decode(message: CompressedImage) -> np.ndarray:
 
 def encode(image: np.ndarray, header: Header) -> CompressedImage:
     """Compress an image (H, W, 3) uint8 RGB as JPEG."""
+    from sensor_msgs.msg import CompressedImage
+
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     jpeg = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     message = CompressedImage(header=header, format='rgb8; jpeg compressed bgr8')
