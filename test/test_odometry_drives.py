@@ -11,8 +11,10 @@ from odometry_rig import (
     DRIVES,
     errors,
     FORWARD,
+    noise_texture,
     noisy,
     RATE,
+    Shapes,
     street,
     true_motion,
     VIEW,
@@ -22,6 +24,7 @@ from odometry_rig import (
 )
 from perceiver_flow_ros.odometry import candidates, cues, depth, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
+from perceiver_flow_ros.training import builder
 from perceiver_flow_ros.training.scene import exact_flow, look
 import pytest
 
@@ -261,6 +264,54 @@ def test_a_gyro_checks_or_replaces_the_rotation(drives):
     estimate = odometry.update(flow, CAMERA, 0.0, 0.1, gyro=rate + (0, 0.02, 0))
     np.testing.assert_allclose(estimate.twist[3:], rate + (0, 0.02, 0), atol=1e-6)
     assert estimate.twist_covariance[4, 4] == pytest.approx(Settings().gyro_noise ** 2, rel=0.1)
+
+
+@pytest.mark.parametrize('scale', ['none', 'depth'])
+def test_a_gyro_that_replaces_the_rotation_does_so_where_it_is_slow(scale):
+    """0.03 rad/s are 3 deviations of the gyro, but far more of the flow."""
+    odometry, rate = Odometry(Settings(scale=scale, gyro='replace')), 0.03
+    scene = street()
+    first, second = (scene.render(look((5, -1.5, 1.5), yaw=rate * i / RATE), VIEW, 0.0)
+                     for i in range(2))  # fmt: skip
+    flow, gyro = exact_flow(first, second)[0], np.array([0, -rate, 0])
+    more = {'depth': depth_of(first)} if scale == 'depth' else {}
+    for motion, rate, kind in ((flow, gyro, 'rotation'), (0 * flow, 0 * gyro, 'stationary')):
+        estimate = odometry.update(noisy(motion, 0, 0.1), CAMERA, 0, 1 / RATE, gyro=rate, **more)
+        assert estimate.kind == kind
+        np.testing.assert_allclose(estimate.twist[3:], rate, atol=1e-6)
+
+
+# Slow, and far from most that is seen
+
+
+def test_a_robot_sets_off_on_open_ground():
+    """Half of what it sees is far and does not move, as before a camera at rest."""
+    far, plain = builder.wall(250, 400, 250, -400, -5, 200, 'noise', 30), (-10, -400, 250, 400)
+    scene = Shapes([far, builder.flat(*plain, 0, 'noise', 4)], {'noise': noise_texture()})
+    frames = [scene.render(look((x, 0, 1.5), pitch=-0.05), VIEW, 0.0)
+              for x in (0, 0, 0.1, 0.2, 0.3, 0.4)]  # fmt: skip
+    settings = Settings(scale='camera_height', camera_height=1.5)
+    rows = run(frames, settings, base=FORWARD, change=lambda flow, i: noisy(flow, i, 0.1))
+    assert [estimate.kind for estimate, _ in rows] == ['stationary'] + ['general'] * 4
+    for estimate, _ in rows[1:]:
+        assert estimate.base_twist[0] == pytest.approx(1, abs=0.15)
+        assert abs(estimate.base_twist[0] - 1) < 3 * estimate.base_twist_covariance[0, 0] ** 0.5
+
+
+def test_a_robot_that_creeps_is_not_at_rest(drives):
+    """4 mm a pair, not to be told from noise in any of them."""
+    scene = street()
+    frames = [scene.render(look((5 + 0.004 * i, -1.5, 1.5)), VIEW, 0.0) for i in range(26)]
+    creeps, rests = (
+        run(views_, Settings(scale='depth'), base=FORWARD, depth=True,
+            change=lambda flow, i: noisy(flow, i))
+        for views_ in (frames, frames[:1] * 26)
+    )  # fmt: skip
+    last = creeps[-1][0]
+    assert Counter(estimate.kind for estimate, _ in creeps[-10:])['general'] >= 4
+    assert 0.04 < last.pose[0, 3] < 0.12  # of 0.1 m
+    assert abs(last.pose[0, 3] - 0.1) < 4 * last.pose_covariance[0, 0] ** 0.5
+    assert {estimate.kind for estimate, _ in rests} == {'stationary'}
 
 
 def test_a_gyro_tells_the_two_motions_past_a_wall_apart(drives):

@@ -6,6 +6,7 @@ from odometry_rig import CAMERA, DRIVES, views
 from perceiver_flow_ros.odometry import (
     Camera,
     CameraError,
+    cues,
     GyroGap,
     mean_rate,
     Odometry,
@@ -56,6 +57,25 @@ def test_rays_and_pixels_are_inverse_and_those_of_opencv(model):
     # The derivative of rays by pixels.
     moved = camera.rays(points + (0.5, 0)) - camera.rays(points - (0.5, 0))
     np.testing.assert_allclose(camera.pixel_jacobian(rays)[:, :, 0], moved[:, :2], atol=1e-5)
+
+
+def test_distortion_is_not_used_beyond_where_it_turns_back():
+    """A polynomial is a fit to what was seen of the calibration target, nothing beyond."""
+    kitti = [984.2439, 0, 690.0, 0, 980.8141, 233.1966, 0, 0, 1]
+    raw = Camera.from_info(1392, 512, kitti, [-0.3729, 0.2037, 0.0022, 0.0014, -0.0723],
+                           distortion_model='plumb_bob')  # fmt: skip
+    for angle in (-80, -60, 10, 30, 60, 80):
+        motion = np.eye(4)
+        motion[:3, 3] = np.sin(np.radians(angle)), 0, np.cos(np.radians(angle))
+        x = cues.focus_of_expansion(motion, raw)[0]
+        assert np.isnan(x) if abs(angle) > 50 else (x > 690) == (angle > 0)
+    corner = np.array([[-0.5, -0.5], [1391.5, 511.5]])
+    assert np.isfinite(raw.rays(corner)).all()  # real images are not cut
+    strong = Camera.from_info(640, 480, [400.0, 0, 320, 0, 400, 240, 0, 0, 1], [-0.3, 0, 0, 0, 0],
+                              distortion_model='plumb_bob')  # fmt: skip
+    points = np.stack(np.meshgrid(np.arange(640.0), np.arange(480.0)), -1).reshape(-1, 2)
+    missed = np.abs(strong.project(strong.rays(points)) - points)
+    assert np.nanmax(missed) < 0.5 and 0.6 < np.isfinite(missed).all(1).mean() < 0.9
 
 
 def test_rectified_images_have_p_and_raw_ones_k():

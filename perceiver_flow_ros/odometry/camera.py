@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 import math
 
 import cv2
@@ -22,6 +23,7 @@ COEFFICIENTS = {
 }
 SAME = {'': 'plumb_bob', 'fisheye': 'equidistant', 'pinhole': 'plumb_bob'}
 WIDEST = math.radians(80.0)  # from the optical axis; rays are points of the plane z = 1
+MISSED = 0.5  # px by which the pixel of a ray may miss the one it is the ray of
 ASPECT = 0.01  # relative difference of aspects beyond which an image is not a scaled one
 
 
@@ -152,8 +154,24 @@ class Camera:
         """Pixels a radian near the centre."""
         return math.sqrt(self.fx * self.fy)
 
+    @cached_property
+    def reach(self) -> float:
+        """Distance from the axis, on the plane z = 1, up to which the distortion only grows."""
+        if not any(self.d):
+            return math.inf
+        r = np.linspace(0, math.tan(WIDEST), 2000)
+        reach = math.inf
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            back = np.flatnonzero(np.diff(np.hypot(*self._distort(r * x, r * y))) <= 0)
+            reach = min(reach, r[back[0]] if len(back) else math.inf)
+        return reach
+
     def rays(self, points: np.ndarray) -> np.ndarray:
-        """Turn pixels (N, 2) to directions (N, 3), 1 along the axis; NaN beyond 80 deg off it."""
+        """
+        Turn pixels (N, 2) to directions (N, 3), 1 along the axis.
+
+        NaN beyond 80 deg off it, and where the distortion is not one to one.
+        """
         points = np.asarray(points, np.float64).reshape(-1, 2)
         rays = np.ones((len(points), 3))
         if not any(self.d):
@@ -173,13 +191,21 @@ class Camera:
                     at, self.matrix, np.array(self.d), np.eye(3), np.eye(3), stop
                 )[:, 0]
         rays[~(np.linalg.norm(rays[:, :2], axis=1) <= math.tan(WIDEST))] = np.nan
+        if any(self.d):
+            missed = np.linalg.norm(self.project(rays) - points, axis=1)
+            rays[~(missed <= MISSED)] = np.nan
         return rays
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Give pixels (N, 2) of points or rays (N, 3) in the camera frame; NaN behind it."""
+        """
+        Give pixels (N, 2) of points or rays (N, 3) in the camera frame.
+
+        NaN behind it, and beyond where the distortion, a polynomial, turns back.
+        """
         points = np.asarray(points, np.float64).reshape(-1, 3)
         z = np.where(points[:, 2] > 0, points[:, 2], np.nan)
         x, y = points[:, 0] / z, points[:, 1] / z
+        x = np.where(np.hypot(x, y) <= self.reach, x, np.nan)
         x, y = self._distort(x, y)
         return np.stack([self.fx * x + self.cx, self.fy * y + self.cy], axis=1)
 

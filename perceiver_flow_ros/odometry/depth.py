@@ -14,6 +14,7 @@ from perceiver_flow_ros.odometry.candidates import CLOSE, SEEDS, THRESHOLD
 from perceiver_flow_ros.odometry.egomotion import (
     CERTAIN,
     consistent,
+    Crept,
     Ego,
     FEW,
     fitted,
@@ -32,6 +33,7 @@ NORMAL = 4  # px to either side, over which the normal of a surface is taken
 RANGE, QUADRATIC = 0.001, 0.002  # noise of depth: m + 1/m x depth^2 (structured light, stereo)
 ENOUGH = 100  # points of the surface
 OUTSIDE = 1e6
+FADES = 0.95  # of what crept, per pair: some twenty of them count together
 LIKELY = 6.25  # chi^2 with 3 degrees of freedom, 90 %
 FLOW = 0.2  # px of noise that flow has by itself
 
@@ -101,7 +103,7 @@ def align(
     Minimises the distance of where R X + t is seen from where the flow says, in its noise, over
     all six parameters, together with the distance from the current depth image where there is one;
     each counts as much as the correlation of its errors leaves of it. A t that is not significant
-    is zero.
+    is zero, unless it is together with those of the pairs before: a camera that creeps.
 
     Parameters
     ----------
@@ -131,15 +133,20 @@ def align(
         flow = worth(Block(model[0], samples.cells), best.state, FLOW)
         more = [replace(surface, share=worth(surface, best.state, 1.0) / flow)]
     fit, covariance = fitted(model, best.state, samples.cells, prior, *more)
-    t = fit.state.shift
-    seen = np.linalg.norm(t) * focal / np.median(depth)  # px that t moves the image by
     moved = prior.last is not None and prior.last.shift.any()  # what moves goes on moving
-    certain = LIKELY if moved else CERTAIN
-    if t @ np.linalg.solve(covariance[3:, 3:], t) <= certain or seen <= floor:
-        ego = turning(samples, Motion(fit.state.turn, np.zeros(3)), floor, prior)
-        ego.covariance[3:, 3:] = covariance[3:, 3:]
-        return consistent(ego, width)
-    return consistent(Ego('general', fit.state, covariance, fit.scale, fit.inliers), width)
+    least = floor * np.median(depth) / focal  # m that can be seen
+    ego = Ego('general', fit.state, covariance, fit.scale, fit.inliers)
+    own = Crept(fit.state.shift, covariance[3:, 3:])
+    if not (own.significant(LIKELY if moved else CERTAIN) and np.linalg.norm(own.shift) > least):
+        before = prior.crept or Crept(np.zeros(3), np.zeros((3, 3)))
+        crept = Crept(own.shift + FADES * before.shift,
+                      own.covariance + FADES**2 * before.covariance)  # fmt: skip
+        if not (crept.significant(CERTAIN) and np.linalg.norm(crept.shift) > least):
+            ego = turning(samples, Motion(fit.state.turn, np.zeros(3)), floor, prior)
+            # What is taken for zero may be there.
+            ego.covariance[3:, 3:] = own.covariance + np.outer(own.shift, own.shift)
+        ego.crept = crept
+    return consistent(ego, width)
 
 
 def three_points(samples: Samples, depth: np.ndarray, focal: float) -> Motion | None:

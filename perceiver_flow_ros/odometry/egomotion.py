@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from perceiver_flow_ros.odometry import candidates, motions
@@ -17,12 +18,26 @@ FEW = 800  # samples that the candidates are compared on
 WORST = 3.0  # px of noise for an image of 640 px, beyond which no motion was found
 CERTAIN = 16.27  # chi^2 with 3 degrees of freedom, 99.9 %
 AT_REST = 0.5  # share of the samples that may be the world, and the others movers
+MINIMAL = 20  # samples that tell a plane
 TIGHT, TIGHT_SHARE = 0.5, 0.221  # squared noises that so many samples at rest stay within
 VAGUE = 0.35  # rad, deviation of a direction that is none
 STEADY = 0.03  # rad/s, deviation of the rate of turning from what was expected
 ODDS = 3.0  # log of 20 : 1, which decides between the two motions past a plane
 PLACE = 0.002  # rad, deviation of a plane from where the last pair puts it, beside both errors
+HORIZON = 0.02  # of a ray along the normal of a plane, below which it is as good as parallel
+UNEXPLAINED = 0.25  # of a parallax, up to which a plane explains it
 MOUNTED = 0.1  # rad, deviation of a plane from where it is expected below, or before, the camera
+
+
+class Crept(NamedTuple):
+    """The sum of translations too small to tell from noise, of late; together they may tell."""
+
+    shift: np.ndarray  # (3,) m
+    covariance: np.ndarray  # (3, 3)
+
+    def significant(self, certain: float) -> bool:
+        """Tell whether it is more than noise, by chi^2 with 3 degrees of freedom."""
+        return bool(self.shift @ np.linalg.solve(self.covariance, self.shift) > certain)
 
 
 @dataclass
@@ -35,6 +50,7 @@ class Prior:
     gyro_deviation: float = 0.0  # rad, its standard deviation per axis
     normal: np.ndarray | None = None  # (3,) of the plane we look at, if it is one
     planes: tuple[np.ndarray, ...] = ()  # normals that the last pair, seen as a plane, predicts
+    crept: Crept | None = None  # of the pairs before, which seemed to be at rest
 
 
 @dataclass
@@ -47,6 +63,7 @@ class Ego:
     noise: float  # px
     inliers: np.ndarray  # (N,) bool
     planes: tuple[np.ndarray, ...] = ()  # normals, in the current frame, of the plane it may be
+    crept: Crept | None = None  # where this pair seems to be at rest
 
 
 class Twofold(Refused):
@@ -79,7 +96,7 @@ def estimate(samples: Samples, focal: float, width: int, floor: float, prior: Pr
     # Every kind of motion on a few samples; the simplest that explains them, on all.
     few = samples[:: -(-len(samples) // FEW)]
     found = candidates.find(few, focal, prior.gyro, prior.last)
-    kind = choose(found, floor, prior)
+    kind = choose(few, found, floor, prior)
     start = found[kind].state
     if kind == 'rotation':
         ego = turning(samples, start, floor, prior)
@@ -110,7 +127,7 @@ def consistent(ego: Ego, width: int) -> Ego:
     return ego
 
 
-def choose(found: dict[str, Fit], floor: float, prior: Prior) -> str:
+def choose(samples: Samples, found: dict[str, Fit], floor: float, prior: Prior) -> str:
     """Choose the kind of motion by GRIC; say so where movers would explain the flow as well."""
     richest = found.get('general') or found.get('planar') or found['rotation']
     noise = max(richest.scale, floor)
@@ -119,6 +136,8 @@ def choose(found: dict[str, Fit], floor: float, prior: Prior) -> str:
     if kind == 'rotation' or at_rest < AT_REST:
         return kind
     # Half of the image only turns. Either the rest is near while that is far, or the rest moves.
+    if prior.normal is not None and is_parallax_of(prior.normal, samples, found, kind, noise):
+        return kind
     if prior.last is not None:
         if not prior.last.shift.any():
             return 'rotation'
@@ -129,6 +148,28 @@ def choose(found: dict[str, Fit], floor: float, prior: Prior) -> str:
         f'{100 * at_rest:.0f} % of the image show a camera that does not translate, the rest one '
         'that does: something large moves, or all but a little is far away',
     )
+
+
+def is_parallax_of(
+    normal: np.ndarray, samples: Samples, found: dict[str, Fit], kind: str, noise: float
+) -> bool:
+    """
+    Tell whether what a rotation leaves open is the parallax of a plane, half of it at least.
+
+    Something that moves before a camera at rest does not look like the ground, which is the
+    faster the lower it is seen.
+    """
+    left = found['rotation'].squared
+    moving = left > (3 * noise) ** 2
+    nearness = normal @ samples.rays  # 1 / depth, in distances from the plane
+    plane = moving & (nearness > HORIZON)
+    if 2 * np.count_nonzero(plane) <= max(np.count_nonzero(moving), 2 * MINIMAL):
+        return False
+    model = motions.rigid(samples[plane], 1 / nearness[plane])
+    fit = refine([Block(model[0])], model[1], found['rotation'].state, close=candidates.CLOSE)
+    explained = np.count_nonzero(fit.squared < UNEXPLAINED**2 * left[plane])
+    ahead = unit(fit.state.shift) @ unit(found[kind].state.shift)
+    return bool(2 * explained > np.count_nonzero(moving) and ahead > 0.9)
 
 
 def fitted(model: motions.Model, start: Motion, cells: np.ndarray, prior: Prior, *more: Block):
@@ -170,16 +211,15 @@ def turning(samples: Samples, start: Motion, floor: float, prior: Prior) -> Ego:
     """Estimate a pure rotation, and whether it is one at all."""
     model = motions.rotation_only(samples)
     covariance = np.zeros((6, 6))
-    if prior.gyro is None:
-        fit = refine([Block(model[0], samples.cells)], model[1], start)
-        covariance[:3, :3] = fit.covariance
-    else:
-        fit = evaluate([Block(model[0])], start)
-        covariance[:3, :3] = np.eye(3) * prior.gyro_deviation**2
+    fit = refine([Block(model[0], samples.cells)], model[1], start)
+    covariance[:3, :3] = fit.covariance
     turn = rotation_vector(fit.state.turn)
     significant = turn @ np.linalg.solve(covariance[:3, :3], turn) > CERTAIN
     still = evaluate([Block(model[0])], motions.STILL)
     if significant and still.scale > floor:
+        if prior.gyro is not None:  # the flow has told that it turns, the gyro tells how much
+            fit = evaluate([Block(model[0])], start)
+            covariance[:3, :3] = np.eye(3) * prior.gyro_deviation**2
         return Ego('rotation', fit.state, covariance, fit.scale, fit.inliers)
     return Ego('stationary', motions.STILL, covariance, still.scale, still.inliers)
 

@@ -10,7 +10,7 @@ import numpy as np
 from perceiver_flow_ros.odometry import depth as depths
 from perceiver_flow_ros.odometry import egomotion, ground
 from perceiver_flow_ros.odometry.camera import Camera
-from perceiver_flow_ros.odometry.egomotion import Prior
+from perceiver_flow_ros.odometry.egomotion import Crept, Prior
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
 from perceiver_flow_ros.odometry.inputs import checked, grey
 from perceiver_flow_ros.odometry.motions import Motion
@@ -49,6 +49,7 @@ class Odometry:
         self._planes: tuple[np.ndarray, ...] = ()
         self._planes_stamp = -math.inf  # seconds, when they were there
         self._ground: ground.Ground | None = None
+        self._crept: Crept | None = None
 
     def update(
         self,
@@ -132,6 +133,8 @@ class Odometry:
             change = inverse(self._last.motion)
             turn = rotation(rotation_vector(change[:3, :3]) * (dt / self._last.dt))
             prior.last = Motion(turn, change[:3, 3])
+            prior.crept = self._crept
+        self._crept = None
         if previous_stamp == self._planes_stamp:
             prior.planes = self._planes
         self._planes, self._planes_stamp = (), previous_stamp + dt
@@ -180,6 +183,7 @@ class Odometry:
         samples = samples[known]
         noise = settings.flow_noise
         ego = depths.align(samples, z[known], camera.focal, camera.width, noise, prior, surface)
+        self._crept = ego.crept
         return ego, True, None
 
     def _from_flow(self, samples: Samples, camera: Camera, prior: Prior, height, images):
@@ -199,7 +203,9 @@ class Odometry:
             if not ego.motion.shift.any():  # as little as the flow can tell, at that distance
                 distance = height if settings.scale == 'range' else 3 * settings.camera_height
                 least = distance * max(ego.noise, settings.flow_noise) / camera.focal
-                ego.covariance[3:, 3:] = np.eye(3) * least**2
+                # Along the axis less is seen: a point moves by its distance from the centre.
+                away = np.sqrt(np.square(samples.rays[:2]).sum(0).mean())
+                ego.covariance[3:, 3:] = np.diag([1, 1, 1 / min(away, 1) ** 2]) * least**2
                 return ego, True, None
             if settings.scale == 'range':
                 length, joint = ground.along_axis(samples, ego, height, images)
