@@ -14,6 +14,7 @@ from perceiver_flow_ros.commands import _benchmark_cuda
 from perceiver_flow_ros.commands._benchmark_cuda import benchmark, judged, line, Setup, work
 from perceiver_flow_ros.commands._kernel_checks import Check, Sizes
 from perceiver_flow_ros.flow import official_cuda
+from perceiver_flow_ros.flow.lite import SETTINGS
 from perceiver_flow_ros.model.launch import Blocks
 from perceiver_flow_ros.model.official import OfficialConfig
 
@@ -41,6 +42,7 @@ def test_everything_is_measured_and_checked(monkeypatch):
                          'lite fast, 24x6', 'lite balanced, 24x6', 'lite best, 24x6'}
     assert rows['float32 20x6, 1 tiles, stride 4']['relative_error'] < 1e-4
     assert 0 < rows['float16 20x6, 1 tiles, stride 4']['pixels'] < 0.05
+    assert all(rows[f'lite {quality}, 24x6']['pixels'] < 0.05 for quality in SETTINGS)
     assert report['ceilings']['copy'] > 0 and min(report['ceilings']['matrix'].values()) > 0
 
 
@@ -60,6 +62,22 @@ def test_a_wrong_kernel_or_row_fails(monkeypatch):
     report = benchmark(DEVICE, replace(SMALL, precisions=(torch.float32,)), said.append)
     assert report['failed'] == ['read float32', 'broken', 'float32']
     assert 'FAILED: RuntimeError: shape' in '\n'.join(said)
+
+
+def test_what_crashes_costs_nothing_else(monkeypatch):
+    """A kernel that does not compile, a network that cannot be prepared: Triton's own errors."""
+    def crash(*_):
+        raise Exception('out of resource: shared memory')
+
+    kept = []
+    monkeypatch.setattr(_benchmark_cuda, 'check_kernels', crash)
+    monkeypatch.setattr(_benchmark_cuda, 'CudaNetwork', crash)
+    monkeypatch.setattr(_benchmark_cuda, 'SETTINGS', ['fast'])
+    setup = replace(SMALL, precisions=(torch.float32,), peer=False)
+    report = benchmark(DEVICE, setup, lambda _: None, lambda report: kept.append(len(report)))
+    assert report['failed'] == ['kernels float32', 'float32']
+    assert report['rows'][0]['error'] == 'Exception: out of resource: shared memory'
+    assert report['rows'][1]['name'] == 'lite fast, 24x6' and len(kept) == 4
 
 
 def test_half_precision_is_judged_in_pixels():

@@ -144,6 +144,15 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[4] == pytest.approx(0.5) and rates[5] == pytest.approx(0, abs=1e-9)
 
 
+def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
+    trainer = train(tmp_path, 1)
+    state = torch.load(trainer.state_file, weights_only=True)
+    for group in state['optimiser']['param_groups']:
+        group['capturable'] = True
+    torch.save(state, trainer.state_file)
+    train(tmp_path, 1, resume=True)
+
+
 def train(folder, steps: int, resume: bool = False) -> Trainer:
     trainer = Trainer(folder, RECIPE, TEXTURES, TEXTURES, SMALL)
     assert trainer.resume() == resume

@@ -13,7 +13,6 @@ from functools import partial
 from importlib.util import find_spec
 import itertools
 import json
-from pathlib import Path
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from perceiver_flow_ros.commands.benchmark import (
     VGA,
 )
 from perceiver_flow_ros.flow import official_cuda
+from perceiver_flow_ros.flow.files import write_whole
 from perceiver_flow_ros.flow.lite import LiteEstimator, SETTINGS
 from perceiver_flow_ros.flow.official_cuda import CudaFlow
 from perceiver_flow_ros.flow.replay import Replay
@@ -66,17 +66,22 @@ class Setup:
 def run(args: argparse.Namespace, device: str) -> int:
     """Measure everything; 1 when a check fails or something cannot be measured."""
     out = sys.stderr if args.json == '-' else sys.stdout
+    torch.cuda.set_device(device)       # where Triton launches
+
+    def keep(report: dict[str, Any]) -> None:
+        if args.json and args.json != '-':      # after every row: a crash costs none of them
+            write_whole(args.json, (json.dumps(report, indent=2) + '\n').encode())
+
     report = benchmark(torch.device(device), Setup(peer=not args.no_peer),
-                       lambda text: print(text, file=out, flush=True))
+                       lambda text: print(text, file=out, flush=True), keep)
     if args.json == '-':
         print(json.dumps(report, indent=2))
-    elif args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
     return 1 if report['failed'] else 0
 
 
-def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) -> dict[str, Any]:
-    """Do all of it, telling the results as they come; give them all."""
+def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None],
+              keep: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    """Do all of it, telling and keeping the results as they come; give them all."""
     started = time.perf_counter()
     report: dict[str, Any] = {'machine': {**machine(), **gpu(device)}, 'failed': []}
     say('{gpu}, PyTorch {torch}, Triton {triton}'.format(**report['machine']))
@@ -84,14 +89,19 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) ->
     say('\nkernels against float64, random inputs')
     report['checks'] = []
     for precision in setup.precisions:
-        for check in check_kernels(device, setup.checks, precision, time.time_ns() % 2 ** 31,
-                                   setup.blocks):
-            report['checks'].append({'kernel': check.kernel, 'precision': name_of(precision),
-                                     'error': check.error, 'passed': check.passed})
-            say(f'  {check.kernel:14}{name_of(precision):10}{check.error:10.1e}   '
-                + ('ok' if check.passed else f'FAILED: at most {ALLOWED[precision]:.0e}'))
-            if not check.passed:
-                report['failed'].append(f'{check.kernel} {name_of(precision)}')
+        try:
+            for check in check_kernels(device, setup.checks, precision,
+                                       time.time_ns() % 2 ** 31, setup.blocks):
+                report['checks'].append({'kernel': check.kernel, 'precision': name_of(precision),
+                                         'error': check.error, 'passed': check.passed})
+                say(f'  {check.kernel:14}{name_of(precision):10}{check.error:10.1e}   '
+                    + ('ok' if check.passed else f'FAILED: at most {ALLOWED[precision]:.0e}'))
+                if not check.passed:
+                    report['failed'].append(f'{check.kernel} {name_of(precision)}')
+        except Exception as error:      # one that does not compile, say: the others go on
+            say(f'  {name_of(precision)}: FAILED: {in_a_line(error)}')
+            report['failed'].append(f'kernels {name_of(precision)}')
+        keep(report)
 
     report['ceilings'] = ceilings(device, setup.matrix, setup.copied)
     say('\nceilings: ' + ', '.join(f'{rate / 1e12:.0f} TFLOP/s {name}' for name, rate in
@@ -106,8 +116,10 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None]) ->
         say(line(row))
         if 'error' in row or not row.get('passed', True):
             report['failed'].append(row['name'])
+        keep(report)
 
     report['seconds'] = time.perf_counter() - started
+    keep(report)
     say(f'\nSpeed-up: against transformers float32 (in brackets: bfloat16). Error: relative '
         f'(float32: at most {PARITY:.0e}), or of flows scaled to a mean of {TYPICAL:.0f} px (at '
         f'most {ALLOWED_PIXELS} px). Memory: peak above the weights.')
@@ -152,7 +164,11 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
             expected = network(frames)[0].cpu().numpy()
 
     for precision in setup.precisions:
-        prepared = CudaNetwork(network, precision, setup.blocks)
+        try:
+            prepared = CudaNetwork(network, precision, setup.blocks)
+        except Exception as error:
+            yield {'name': name_of(precision), 'error': in_a_line(error)}
+            continue
         rate = limits['matrix'][{torch.float32: 'tf32'}.get(precision, name_of(precision))]
         rate /= 3 if precision == torch.float32 else 1          # three products of TF32
         for size, stride in itertools.chain(
@@ -171,15 +187,22 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
                 if size == setup.size and baseline:
                     row['speedup'] = {name_of(p): t / row['seconds']
                                       for p, t in baseline.items() if t}
-            yield judged(row, flow, expected[::stride, ::stride] if size == setup.size else None,
-                         precision)
+            yield graphed(judged(row, flow, expected[::stride, ::stride] if size == setup.size
+                                 else None, precision), flow_of.replay)
         del prepared, flow_of
 
     for quality in SETTINGS:
         name = f'lite {quality}, {setup.images[0][1]}x{setup.images[0][0]}'
-        row, _ = measured(name, partial(of_lite, quality, setup.images[0], device), device,
-                          setup.repeat)
-        yield row
+        estimator = LiteEstimator(device=str(device), quality=quality)
+        row, flow = measured(name, partial(of_lite, estimator, setup.images[0], device), device,
+                             setup.repeat)
+        if flow is not None:
+            on_cpu = LiteEstimator(quality=quality)
+            on_cpu.setting = estimator.setting
+            expected = on_cpu.launch(*pairs_of(setup.images[0])[0]).numpy()
+            pixels = float(np.linalg.norm(flow - expected, axis=-1).mean())
+            row.update(pixels=pixels, passed=pixels <= ALLOWED_PIXELS)
+        yield graphed(row, estimator.replay)
 
 
 def judged(row: dict[str, Any], flow: np.ndarray | None, expected: np.ndarray | None,
@@ -194,6 +217,18 @@ def judged(row: dict[str, Any], flow: np.ndarray | None, expected: np.ndarray | 
     pixels = float(scale * np.linalg.norm(flow - expected, axis=-1).mean())
     ours = not row['name'].startswith('transformers')
     return {**row, 'pixels': pixels, 'passed': not ours or pixels <= ALLOWED_PIXELS}
+
+
+def graphed(row: dict[str, Any], replay: Replay) -> dict[str, Any]:
+    """Complete a row: on CUDA its pairs are replayed, or it fails."""
+    if replay.stream is None or replay.captured:
+        return row
+    return {**row, 'captured': False, 'passed': False}
+
+
+def in_a_line(error: Exception) -> str:
+    """Say what went wrong."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 Task = tuple[Callable[[int], object], Callable[[int], object], Callable[[], np.ndarray]]
@@ -220,8 +255,8 @@ def measured(name: str, make: Callable[[], Task], device: torch.device, repeat: 
                 start = time.perf_counter()
                 pair(i)
                 host.append(time.perf_counter() - start)
-    except (RuntimeError, ValueError) as error:
-        return {'name': name, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}, None
+    except Exception as error:          # whatever it is, the other rows go on
+        return {'name': name, 'error': in_a_line(error)}, None
     return {'name': name, 'seconds': statistics.median(took), 'fastest': min(took),
             'slowest': max(took), 'host': statistics.median(host), 'memory': peak}, flow
 
@@ -256,11 +291,19 @@ def of_pairs(flow_of: CudaFlow, replay: Replay, size: tuple[int, int],
     return task, lambda i: flow_of.launch(*pairs[i % 4]), lambda: flow_of(*pairs[0])
 
 
-def of_lite(quality: str, size: tuple[int, int], device: torch.device) -> Task:
+def of_lite(estimator: LiteEstimator, size: tuple[int, int], device: torch.device) -> Task:
     """Set up lite; refinement, where the setting has it, is on the CPU and part of the host's."""
-    estimator, pairs = LiteEstimator(device=str(device), quality=quality), pairs_of(size)
-    return (lambda i: estimator.launch(*pairs[i % 4]), lambda i: estimator(*pairs[i % 4]),
-            lambda: estimator(*pairs[0]))
+    pairs, replay = pairs_of(size), estimator.replay
+
+    def task(i: int) -> None:
+        estimator.launch(*pairs[i % 4])
+        if replay.stream is not None:
+            torch.cuda.current_stream(device).wait_stream(replay.stream)
+
+    def flow() -> np.ndarray:
+        with replay.context():
+            return replay.fetch(estimator.launch(*pairs[0]))
+    return task, lambda i: estimator(*pairs[i % 4]), flow
 
 
 def line(row: dict[str, Any]) -> str:

@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.keep_choice and not args.weights:
         raise ValueError('--keep-choice without --weights would keep a choice that has learned '
                          'nothing: give weights, or train it first with --only-choice')
-    device = resolve_device(args.device)
-    start_workers(device)
+    device = start_workers(resolve_device(args.device))
     textures, held_out = Textures(args.textures, device).split(HELD_OUT)
     recipe = Recipe(
         pairs=args.pairs,

@@ -69,7 +69,7 @@ class LiteEstimator:
         cuda = torch.device(device).type == 'cuda'
         settings = CUDA_SETTINGS if cuda else SETTINGS
         self.setting = settings[DEFAULT if quality == 'auto' else quality]
-        self._replay = Replay(device)
+        self.replay = Replay(device)
         network = load_lite(weights or PACKAGED).eval()
         self._network = network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
             device, memory_format=torch.channels_last)
@@ -85,8 +85,8 @@ class LiteEstimator:
 
     def _dense(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         check_pair(previous, current)
-        with self._replay.context():
-            flow = self._replay.fetch(self.launch(as_rgb(previous), as_rgb(current)))
+        with self.replay.context():
+            flow = self.replay.fetch(self.launch(as_rgb(previous), as_rgb(current)))
         return refined(flow, previous, current, self.setting.rounds, self.setting.halved)
 
     @torch.inference_mode()
@@ -95,18 +95,20 @@ class LiteEstimator:
 
         On CUDA the next pair overwrites it.
         """
-        with self._replay.context():
-            if self._replay.stream is None:
+        with self.replay.context():
+            if self.replay.stream is None:
                 return self._flow(*(torch.from_numpy(np.ascontiguousarray(f))
                                     for f in (previous, current)))
-            frames = self._replay.upload(previous, current)
-            return self._replay(frames.shape, lambda: self._flow(*frames))
+            frames = self.replay.upload(previous, current)
+            return self.replay(frames.shape, lambda: self._flow(*frames))
 
     def _flow(self, previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
         height, width = previous.shape[:2]
         first, second = (self._frame(frame) for frame in (previous, current))
-        with torch.autocast(torch.device(self.device).type,
-                            getattr(torch, self.precision), enabled=self.precision != 'float32'):
+        exact = self.precision == 'float32'         # (cuDNN would round to TF32 by default)
+        autocast = torch.autocast(torch.device(self.device).type, getattr(torch, self.precision),
+                                  enabled=not exact)
+        with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact):
             flow = self._network(first, second, self.setting.finest)[-1].float()
         flow = resize_flow(flow, *first.shape[-2:])[0, :, :height, :width]
         return flow.permute(1, 2, 0).contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+import subprocess
 from typing import TYPE_CHECKING
 import warnings
 
@@ -193,7 +194,10 @@ def load_cuda(network: OfficialNetwork, precision: str, tiling: str,
                 with torch.cuda.device(device):
                     chosen = official_cuda.pick_network(network, precision)
                 return official_cuda.CudaFlow(chosen, tiling, query_stride)
-            except TritonError as error:
+            except torch.cuda.OutOfMemoryError:
+                raise
+            # (without a C compiler, or Python.h, Triton raises the other two)
+            except (TritonError, RuntimeError, subprocess.CalledProcessError) as error:
                 reason = f'{type(error).__name__}: {error}'
     warnings.warn(f'no fused kernels, so the GPU is several times slower: {reason}', stacklevel=3)
     return None

@@ -58,6 +58,8 @@ class CudaFlow:
 
     def at(self, previous: np.ndarray, current: np.ndarray, y: Tensor, x: Tensor) -> np.ndarray:
         """Estimate flow at whole pixels (y, x), (N,) each: (N, 2)."""
+        if not len(y):
+            return np.zeros((0, 2), np.float32)
         with self.replay.context():
             frames = self.replay.upload(previous, current)
             points = self._resized_at if self.tiling == 'resize' else self._tiled_at

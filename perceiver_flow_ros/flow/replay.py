@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 import contextlib
+import gc
 import warnings
 
 import numpy as np
@@ -56,6 +57,11 @@ class Replay:
         result = replay()
         return output if output is not None else result
 
+    @property
+    def captured(self) -> bool:
+        """Tell whether all that was computed since `clear` is replayed."""
+        return all(output is not None for _, output in self._graphs.values())
+
     def clear(self) -> None:
         """Forget all graphs and give their memory back."""
         self._graphs.clear()
@@ -69,6 +75,7 @@ class Replay:
             for _ in range(2):                                  # compiles, chooses algorithms
                 function()
             stream.synchronize()
+            gc.collect()        # (an old graph must not be freed while a new one is captured)
             graph = torch.cuda.CUDAGraph()
             try:
                 with torch.cuda.graph(graph, stream=stream,

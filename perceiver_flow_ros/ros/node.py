@@ -215,7 +215,8 @@ class FlowNode(LifecycleNode):
             {p.name: p.value for p in changes if p.name in parameters.BY_NAME}
         )
         if self._replacement is not None:
-            self.pipeline.estimator, self._replacement = self._replacement, None
+            self.pipeline.replace(self._replacement)
+            self._replacement = None
         self.pipeline.cues.adopt(self.settings)
         if self.active and self.settings.inputs != before.inputs:
             self._subscribe_to_sensors()

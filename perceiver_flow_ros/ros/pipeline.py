@@ -119,8 +119,13 @@ class Pipeline:
 
     def free(self) -> None:
         """Give the estimator's memory back."""
-        self.estimator = self._previous = None
-        gc.collect()
+        self._previous = None
+        self.replace(None)
+
+    def replace(self, estimator: FlowEstimator | None) -> None:
+        """Take another estimator and give the memory of the old one back."""
+        self.estimator = estimator
+        gc.collect()  # (it may be in cycles)
         torch = sys.modules.get('torch')
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -120,6 +120,10 @@ class Trainer:
             raise ValueError(f'{self.state_file} holds the optimiser of other parameters: go on '
                              'with or without --only-choice and --keep-choice as it was begun, '
                              'or choose another folder') from None
+        for group in self.optimiser.param_groups:       # of the device that it was saved on
+            group['capturable'] = self.rate.is_cuda
+        for kept in self.optimiser.state.values():
+            kept['step'] = kept['step'].to(self.rate.device if self.rate.is_cuda else 'cpu')
         self.seen, self.seconds, self.best = state['seen'], state['seconds'], state['best']
         return True
 
@@ -159,7 +163,7 @@ class Trainer:
         for mine, new in zip(inputs, batch):
             mine.copy_(new)
         if self.replay.stream is not None:
-            self.replay.stream.wait_stream(torch.cuda.current_stream())
+            self.replay.stream.wait_stream(torch.cuda.current_stream(self.device))
         with self.replay.context():
             loss = self.replay(size, lambda: self.update(self.loss(*inputs)))
         if self.replay.stream is not None:
