@@ -21,6 +21,7 @@ SIZE = 480, 640  # of layers and objects
 MOTION = 30.0, 100.0  # px, mean over a pair
 OBJECTS = 2, 8
 LAYERS_SCALE = 160.0  # px, of the largest single motion
+LAYERS_SHARES = 0.34, 0.30, 0.21, 0.15  # of training's `KINDS`
 
 
 class MadePair(NamedTuple):
@@ -104,12 +105,14 @@ def drives(seed: int) -> Iterator[MadePair]:
 
 def layers(seed: int, textures: list[Path] | None) -> Iterator[MadePair]:
     """Make pairs as in training, of photographs it leaves out, that move far."""
-    from perceiver_flow_ros.training.synthesis import make_pairs, Motion
+    from perceiver_flow_ros.training.synthesis import KINDS, make_pairs, Motion
     from perceiver_flow_ros.training.textures import HELD_OUT, Textures
     import torch
 
     held_out = Textures(textures).split(HELD_OUT)[1]
-    motion = Motion(smallest=MOTION[0], largest=LAYERS_SCALE)
+    # What is measured with must not change where training shows more of something.
+    kinds = tuple(kind._replace(share=share) for kind, share in zip(KINDS, LAYERS_SHARES))
+    motion = Motion(smallest=MOTION[0], largest=LAYERS_SCALE, kinds=kinds)
     torch.manual_seed(seed)
     while True:
         *frames, flow = make_pairs(1, *SIZE, held_out, motion)

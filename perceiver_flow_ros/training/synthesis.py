@@ -32,10 +32,10 @@ class Kind(NamedTuple):
 
 # Anything, objects that go far before what hardly moves, drives, a small object or two in front of
 # what stands still: what is rare is not learned.
-KINDS = (Kind(0.34, still=0.40, rigid=0.15, drives=0.15, fewest=0, most=6, size=1.0, begin=0.0),
-         Kind(0.30, still=0.65, rigid=0.50, drives=0.05, fewest=2, most=6, size=1.0, begin=0.5),
-         Kind(0.21, still=0.10, rigid=0.20, drives=0.60, fewest=0, most=6, size=1.0, begin=0.5),
-         Kind(0.15, still=0.95, rigid=0.70, drives=0.00, fewest=1, most=2, size=0.4, begin=0.5))
+KINDS = (Kind(0.25, still=0.40, rigid=0.15, drives=0.15, fewest=0, most=6, size=1.0, begin=0.0),
+         Kind(0.23, still=0.65, rigid=0.50, drives=0.05, fewest=2, most=6, size=1.0, begin=0.5),
+         Kind(0.40, still=0.10, rigid=0.20, drives=0.60, fewest=0, most=6, size=1.0, begin=0.5),
+         Kind(0.12, still=0.95, rigid=0.70, drives=0.00, fewest=1, most=2, size=0.4, begin=0.5))
 SHOWN = 0.75    # share of the objects whose middle is sure to be in the first frame
 PLAIN = 0.25    # share of the objects with little texture, as much of what people make
 
