@@ -28,7 +28,7 @@ class Setting:
 
 
 SETTINGS = {
-    'fast': Setting(finest=2, halved=3, rounds=1),
+    'fast': Setting(finest=2, halved=3, rounds=2),
     'balanced': Setting(finest=1, halved=1, rounds=1),
     'best': Setting(finest=0, halved=0, rounds=3),
 }

@@ -51,12 +51,12 @@ class LiteConfig:
 
     feature_channels: int = 32
     joint_channels: int = 80
-    radius: int = 4             # of the cost volume, pixels of the level
+    radius: int = 3             # of the cost volume, pixels of the level
     bands: int = 12             # Fourier bands per axis
     token_channels: int = 96
     latents: int = 64
     latent_channels: int = 160
-    layers: int = 4
+    layers: int = 2
     heads: int = 8
     head_channels: int = 64
     smallest: int = 20          # pixels: the pyramid ends before its shorter side falls below
