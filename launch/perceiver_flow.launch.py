@@ -18,7 +18,7 @@ ARGUMENTS = {
     'camera_info': ('', 'Topic of their calibration. Default: camera_info beside the images.'),
     'depth': ('depth', 'Topic of registered depth images, for scale_source depth.'),
     'range': ('range', 'Topic of a range sensor that looks down, for scale_source range.'),
-    'imu': ('imu', 'Topic of an imu with a gyro, with gyro: ignore not used.'),
+    'imu': ('imu', 'Topic of an imu with a gyro; not used with gyro: ignore.'),
     'model': ('', 'lite, official, dis, a path or a Hugging Face id. Default: as in params_file.'),
     'device': ('', 'auto, cpu, cuda or cuda:N. Default: as in params_file.'),
     'image_transport': ('', 'raw or compressed. Default: as in params_file.'),
