@@ -23,6 +23,7 @@ from perceiver_flow_ros.ros.transforms import pose_of_text, turn_of_quaternion
 from perceiver_flow_ros.training.scene import Camera, look, Scene
 import pytest
 from rosbags.highlevel import AnyReader
+import torch
 
 NODE = '/perceiver_flow/'
 CAMERA = Camera(width=320, height=240, fx=250.0, fy=250.0, cx=159.5, cy=119.5)
@@ -330,7 +331,7 @@ def test_a_trajectory_that_cannot_be_written_costs_nothing(capsys, tmp_path, vie
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(tmp_path, views, number):
-    source = write(tmp_path / 'in.mcap', views * 500)
+    source = write(tmp_path / 'in.mcap', views * 50)
     command = [sys.executable, '-m', 'perceiver_flow_ros', 'bag', source, tmp_path / 'out.mcap']
     with subprocess.Popen([*command, '--model', 'dis']) as process:
         end = time.monotonic() + 60
@@ -345,9 +346,10 @@ def test_a_signal_leaves_nothing(tmp_path, views, number):
 def test_threads_are_set(tmp_path, views, monkeypatch):
     counts = []
     monkeypatch.setattr(cv2, 'setNumThreads', counts.append)
+    monkeypatch.setattr(torch, 'set_num_threads', counts.append)
     source, file = write(tmp_path / 'in.mcap', views[:2]), tmp_path / 'p.yaml'
     assert bag(source, tmp_path / 'out.mcap', '--params-file', parameters(file, threads=1)) == 0
-    assert 1 in counts
+    assert counts == [1, 1]
 
 
 def test_no_ros_is_needed(tmp_path, views):

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ import torch
 pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
 
 from perceiver_flow_ros.commands import _benchmark_cuda
-from perceiver_flow_ros.commands._benchmark_cuda import benchmark, judged, line, Setup, work
+from perceiver_flow_ros.commands._benchmark_cuda import (
+    benchmark,
+    graphed,
+    judged,
+    line,
+    Setup,
+    work,
+)
 from perceiver_flow_ros.commands._kernel_checks import Check, Sizes
 from perceiver_flow_ros.flow import official_cuda
 from perceiver_flow_ros.flow.lite import SETTINGS
@@ -78,6 +86,13 @@ def test_what_crashes_costs_nothing_else(monkeypatch):
     assert report['failed'] == ['kernels float32', 'float32']
     assert report['rows'][0]['error'] == 'Exception: out of resource: shared memory'
     assert report['rows'][1]['name'] == 'lite fast, 24x6' and len(kept) == 4
+
+
+def test_what_is_not_captured_fails():
+    row = {'name': 'float16', 'passed': True}
+    for stream, captured in ((None, False), (1, True), (1, False)):
+        judged_row = graphed(row, SimpleNamespace(stream=stream, captured=captured))
+        assert judged_row['passed'] == (stream is None or captured)
 
 
 def test_half_precision_is_judged_in_pixels():

@@ -6,6 +6,7 @@ import json
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.training.workers import start_workers
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -142,6 +143,14 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(recipe, seen) for seen in (0, 50, 100, 500, 750, 1000)]
     assert rates[0] < 0.02 and rates[2] == rates[3] == 1
     assert rates[4] == pytest.approx(0.5) and rates[5] == pytest.approx(0, abs=1e-9)
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    for name, value in (('WORLD_SIZE', '2'), ('LOCAL_RANK', '1')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match='GPU 1, but there are 1: give --nproc-per-node 1'):
+        start_workers('cuda:0')
 
 
 def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):

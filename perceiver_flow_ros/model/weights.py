@@ -90,9 +90,7 @@ def save_lite(network: LitePerceiver, path: str | Path) -> None:
 
 def variant_of(path: str | Path) -> str:
     """Tell which network the weights at a path are for: 'lite' or 'official'."""
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / name for name in (*FILES, LITE) if (path / name).is_file()), path)
+    path = weights_file(Path(path))
     lite = path.suffix == '.safetensors' and path.is_file() \
         and metadata(path).get('variant') == 'lite'
     return 'lite' if lite else 'official'
