@@ -6,7 +6,6 @@ import json
 
 import cv2
 import numpy as np
-from perceiver_flow_ros.training.workers import start_workers
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -36,6 +35,7 @@ from perceiver_flow_ros.training.synthesis import (  # noqa: E402
     Motion,
 )
 from perceiver_flow_ros.training.textures import Textures  # noqa: E402
+from perceiver_flow_ros.training.workers import start_workers  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 SMALL = LiteConfig(feature_channels=8, joint_channels=16, token_channels=16, latents=8,
