@@ -24,10 +24,16 @@ def gpu(device: torch.device) -> dict[str, Any]:
             'triton': triton.__version__}
 
 
+ENOUGH = 1.     # seconds of a measurement, after which five runs are enough
+
+
 def seconds(task: Callable[[int], Any], device: torch.device, repeat: int) -> list[float]:
-    """Time ``task(i)`` on the device, after up to three warm-ups."""
-    taken, warm = [], min(repeat, 3)
+    """Time ``task(i)`` on the device, after up to three warm-ups: fewer than so often if slow."""
+    taken: list[float] = []
+    warm, begin = min(repeat, 3), time.perf_counter()
     for i in range(warm + repeat):
+        if len(taken) >= warm + 5 and time.perf_counter() - begin > ENOUGH:
+            break
         if device.type == 'cuda':
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the last phase: no photometric changes, fog, blur or noise, and every pair forward '
         'and reversed',
     )
+    parser.add_argument('--reuse', type=int, default=1, metavar='N', help='times that each pair is '
+                        'learned from, later ones mirrored, where making pairs takes longest (1)')
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
         '--keep-choice',
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    for name in ('pairs', 'batch', 'evaluate_every'):
+    for name in ('pairs', 'batch', 'reuse', 'evaluate_every'):
         if getattr(args, name) < 1:
             raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}, expected >= 1')
     if args.plain and args.batch % 2:
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         untaught=0 if args.weights else 2_500,
         keep_choice=args.keep_choice,
         only_choice=args.only_choice,
+        reuse=args.reuse,
         autocast=device != 'cpu',
         seed=args.seed,
     )

@@ -21,11 +21,17 @@ class Replay:
     Functions of what lies in device memory, captured at first use, then replayed.
 
     On the CPU, and where capturing fails, the function is simply called.
+
+    Parameters
+    ----------
+    shared : all graphs work in one memory: a result lasts until the next call with any key.
+
     """
 
-    def __init__(self, device: torch.device | str):
+    def __init__(self, device: torch.device | str, *, shared: bool = False):
         self.device = torch.device(device)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
+        self._pool = torch.cuda.graph_pool_handle() if shared and self.stream else None
         self._graphs: OrderedDict[Hashable, tuple[Callable, Tensor | None]] = OrderedDict()
         self._uploads: OrderedDict[tuple[int, ...], Upload] = OrderedDict()
 
@@ -78,7 +84,7 @@ class Replay:
             gc.collect()        # (an old graph must not be freed while a new one is captured)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=stream,
+                with torch.cuda.graph(graph, pool=self._pool, stream=stream,
                                       capture_error_mode='thread_local'):
                     output = function()
             except torch.cuda.OutOfMemoryError:

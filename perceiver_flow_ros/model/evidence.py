@@ -37,12 +37,20 @@ def local_contrast(frame: Tensor) -> Tensor:
 
 def window_mean(x: Tensor, size: int) -> Tensor:
     """Mean over ``size`` x ``size``, an odd number, of what lies inside; all must be finite."""
+    if x.is_cuda:               # (there a kernel costs more to launch than to run)
+        return pooled(x, size)
     if max(x.shape[-2:]) <= DENSE:
         rows, columns = (averaging(n, size, x.device) for n in x.shape[-2:])
         with torch.autocast(x.device.type, enabled=False):      # (1/9 is not exact in half)
             return (rows @ (x.float() @ columns.mT)).to(x.dtype)
     rows, columns = (inside(n, size, x.device) for n in x.shape[-2:])
     return box_sum(x, size) / (rows[:, None] * columns).to(x.dtype)
+
+
+def pooled(x: Tensor, size: int) -> Tensor:
+    """As `window_mean`, in one kernel."""
+    planes = x.reshape(-1, 1, *x.shape[-2:])
+    return F.avg_pool2d(planes, size, 1, size // 2, count_include_pad=False).view(x.shape)
 
 
 @cache
@@ -105,11 +113,12 @@ def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, T
     h, w = first.shape[-2:]
     size = 2 * radius + 1
     second = F.pad(second, (radius,) * 4, mode='replicate')[:, 0]
+    shifted = second.unfold(2, w, 1).transpose(1, 2)    # (B, 2r+1, h + 2r, w), a view
+    shifted = shifted.unfold(2, h, 1).permute(0, 2, 1, 4, 3)    # (B, dy, dx, h, w)
     rows = []
-    for y in range(size):
-        shifted = second[:, y:y + h].unfold(2, w, 1).transpose(1, 2)  # (B, 2r+1, h, w), a view
-        difference = (first - shifted).abs_().clamp_(max=1)
-        rows.append(F.avg_pool2d(difference, TOKEN))
+    for some in shifted.split(size if first.is_cuda else 1, 1):     # (a CPU's cache is small)
+        difference = (first[:, None] - some).abs_().clamp_(max=1)
+        rows.append(F.avg_pool2d(difference.flatten(1, 2), TOKEN))
     cost = window_mean(torch.cat(rows, 1), 3)
     mean = cost.mean(1, keepdim=True)
     return cost / (mean + 0.02), mean

@@ -33,7 +33,7 @@ class Blocks:
 # spilled register in half precision; in float32 the decoder's MLP spills. Before Hopper both need
 # less than the 99 KB of shared memory that a GeForce has.
 HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), read_stages=3, write_stages=2)
-FULL = Blocks(read=(64, 32), write=(8, 8, 32, 16), read_stages=2, write_stages=2)
+FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), read_stages=2, write_stages=1)
 
 
 def blocks_for(dtype: torch.dtype) -> Blocks:

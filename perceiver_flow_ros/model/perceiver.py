@@ -9,6 +9,7 @@ cross-attention (encode), thinks by self-attention (process), and is read by any
 from torch import nn, Tensor
 from torch.nn import functional as F
 
+FEW = 128       # queries: on a GPU a fused kernel has a program for so many, too few to fill it
 
 class Attention(nn.Module):
     """Pre-normalised multi-head attention, softmax(q k^T / sqrt(d)) v, then a projection.
@@ -42,8 +43,15 @@ class Attention(nn.Module):
         inputs = hidden if inputs is None else self.layernorm2(inputs)
         q, k, v = self.query(hidden), self.key(inputs), self.value(inputs)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(head width)
+        attended = attend(q, k, v)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of queries (B, heads, M, d), keys and values (B, heads, N, d)."""
+    if q.is_cuda and q.shape[-2] <= FEW < k.shape[-2] / 8:
+        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class MLP(nn.Module):

@@ -22,6 +22,7 @@ from perceiver_flow_ros.training.workers import average_gradients
 import torch
 from torch import distributed, Tensor
 
+REUSED = 50             # batches, the last ones, out of which those come that are learned again
 Batch = tuple[Tensor, Tensor, Tensor]   # previous, current, flow
 
 
@@ -40,6 +41,16 @@ def evaluate(network: LitePerceiver, pairs: list[Batch]) -> dict:
         if len(chosen):
             result[f'epe_{low}'] = chosen.mean().item()
     return result
+
+
+def mirrored(batch: Batch) -> Batch:
+    """Mirror a batch left to right, top to bottom, both or neither, at random."""
+    for axis, component in ((-1, 0), (-2, 1)):
+        if torch.rand(()) < 0.5:
+            first, second, flow = (x.flip(axis) for x in batch)
+            flow[:, component] *= -1
+            batch = first, second, flow
+    return batch
 
 
 class Trainer:
@@ -73,13 +84,14 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
             self.rate if cuda else recipe.learning_rate, weight_decay=1e-4, capturable=cuda)
-        self.replay = Replay(self.device)
+        self.replay = Replay(self.device, shared=True)
         self.inputs: dict[torch.Size, list[Tensor]] = {}
         self.seen, self.seconds, self.best = 0, 0.0, math.inf
         self.rank, self.workers = 0, 1
         if distributed.is_initialized():
             self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
         self.held_out = held_out
+        self.made: deque[Batch] = deque(maxlen=REUSED)
         self.memory: deque[list[tuple[Tensor, ...]]] = deque(
             maxlen=max(1, recipe.memory // recipe.batch))
 
@@ -129,9 +141,15 @@ class Trainer:
 
     def step(self) -> float:
         """One batch, one update (of the choice alone: several); returns the loss."""
+        return self.learn(self.make_batch())()
+
+    def make_batch(self) -> Batch:
+        """Make what is learned from next, or mirror what was."""
         r = self.recipe
         # Resuming repeats no batch; every worker has batches of its own.
         torch.manual_seed((r.seed * 1_000_003 + self.seen) * 64 + self.rank)
+        if r.reuse > 1 and self.made and self.seen // (r.batch * self.workers) % r.reuse:
+            return mirrored(self.made[int(torch.randint(len(self.made), ()))])
         stretch = math.exp(0.2 * math.floor(float(torch.empty(1).uniform_(-2, 2))) + 0.1)
         shrunk = 0.5 ** r.shrunk if r.only_choice else 1.
         height = max(64, round(r.height * shrunk * stretch / 16) * 16)
@@ -139,6 +157,16 @@ class Trainer:
         motion = replace(r.motion, smallest=r.motion.smallest * shrunk,
                          largest=r.motion.largest * shrunk)
         batch = make_pairs(r.batch, height, width, self.textures, motion)
+        if r.reuse > 1:
+            self.made.append(batch)
+        return batch
+
+    def learn(self, batch: Batch) -> Callable[[], float]:
+        """Begin to learn from a batch; give what waits for the end and gives the loss.
+
+        On CUDA the next batch can be made in between, nothing else.
+        """
+        r = self.recipe
         rate = learning_rate(r, self.seen)
         self.rate.fill_(rate)
         self.unsure.fill_(unsure(r, self.seen))
@@ -149,12 +177,13 @@ class Trainer:
         if r.only_choice:
             self.remember(*batch)
             losses = [self.update(self.remembered_loss()) for _ in range(r.repeats)]
-            return float(sum(losses)) / len(losses)
+            return lambda: float(sum(losses)) / len(losses)
         if self.workers > 1:
-            return float(self.update(self.loss(*batch)))
-        return float(self.replayed(batch))
+            loss = self.update(self.loss(*batch))
+            return lambda: float(loss)
+        return self.replayed(batch)
 
-    def replayed(self, batch: Batch) -> Tensor:
+    def replayed(self, batch: Batch) -> Callable[[], float]:
         """Learn from a batch: on CUDA as one graph a size, whose first batch is seen thrice."""
         size = batch[0].shape
         if size not in self.inputs:
@@ -166,9 +195,12 @@ class Trainer:
             self.replay.stream.wait_stream(torch.cuda.current_stream(self.device))
         with self.replay.context():
             loss = self.replay(size, lambda: self.update(self.loss(*inputs)))
-        if self.replay.stream is not None:
-            self.replay.stream.synchronize()
-        return loss
+
+        def finish() -> float:
+            if self.replay.stream is not None:
+                self.replay.stream.synchronize()
+            return float(loss)
+        return finish
 
     def loss(self, previous: Tensor, current: Tensor, truth: Tensor) -> Tensor:
         """Of all of the network on a batch."""
@@ -248,14 +280,18 @@ class Trainer:
         begin = last = time.monotonic()
         losses: list[float] = []
         made = self.recipe.batch * self.workers  # pairs a step
-        while self.seen < self.recipe.pairs:
-            losses.append(self.step())
+        batch = self.make_batch() if self.seen < self.recipe.pairs else None
+        while batch is not None:
+            finish = self.learn(batch)
+            over = self.agree(seconds is not None and time.monotonic() - begin > seconds)
+            ends = over or self.seen >= self.recipe.pairs
+            batch = None if ends else self.make_batch()
+            losses.append(finish())
             on_step(self.seen, losses[-1])
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
-            over = self.agree(seconds is not None and now - begin > seconds)
             due = self.seen // evaluate_every != (self.seen - made) // evaluate_every
-            if (due or over or self.seen >= self.recipe.pairs) and self.rank == 0:
+            if (due or ends) and self.rank == 0:
                 errors = evaluate(self.averaged, self.validation)
                 record = {'pairs': self.seen, 'seconds': self.seconds,
                           'loss': sum(losses) / len(losses),
@@ -266,8 +302,6 @@ class Trainer:
                 self.save()
                 self.log(record)
                 on_evaluation(record)
-            if over:
-                break
 
     def agree(self, over: bool) -> bool:
         """All workers stop at the same step: when the first one says so."""

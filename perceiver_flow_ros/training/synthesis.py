@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from perceiver_flow_ros.training.photometric import photometric
-from perceiver_flow_ros.training.textures import smooth_field, Textures, uniform
+from perceiver_flow_ros.training.textures import put, smooth_field, Textures, uniform
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -77,8 +77,7 @@ def random_flow(height: int, width: int, scale: Tensor, rigid: Tensor,
     # The texture shrinks or grows by a third at most, else its detail would be lost or invented.
     deform = torch.minimum(scale * share(), torch.full_like(scale, 0.3 * size))
     matrix = torch.randn(count, 2, 2, device=device) * 0.5
-    rotation = torch.randn(count, 1, 1, device=device) * torch.tensor([[0., -1.], [1., 0.]],
-                                                                      device=device)
+    rotation = torch.randn(count, 1, 1, device=device) * put([[0., -1.], [1., 0.]], device)
     zoom = torch.randn(count, 1, 1, device=device) * torch.eye(2, device=device)
     kind = torch.rand(count, 3, 1, 1, device=device)
     matrix = matrix * kind[:, 0:1, 0] + rotation * kind[:, 1:2, 0] + zoom * kind[:, 2:3, 0]
@@ -162,7 +161,7 @@ def shape_mask(points: Tensor, centre: Tensor, size: Tensor) -> Tensor:
 
 def sample(texture: Tensor, points: Tensor, margin: int) -> Tensor:
     """``texture`` (n, 3, H, W), its origin ``margin`` px up left, at ``points`` (n, 2, h, w)."""
-    size = points.new_tensor([texture.shape[-1], texture.shape[-2]]).view(1, 2, 1, 1)
+    size = put([texture.shape[-1], texture.shape[-2]], points.device).view(1, 2, 1, 1)
     grid = ((points + margin + 0.5) * 2 / size - 1).permute(0, 2, 3, 1)
     return F.grid_sample(texture, grid, mode='bilinear', padding_mode='reflection',
                          align_corners=False)
@@ -174,7 +173,7 @@ def reversed_flow(flow: Tensor, grid: Tensor, steps: int = 12) -> Tensor:
     (n, 2, h, w) -> (n, 2, h, w); NaN where that does not converge to a tenth of a pixel, or what
     moves comes from outside of the first frame.
     """
-    size = flow.new_tensor([flow.shape[-1], flow.shape[-2]]).view(1, 2, 1, 1)
+    size = put([flow.shape[-1], flow.shape[-2]], flow.device).view(1, 2, 1, 1)
 
     def at(points: Tensor) -> Tensor:
         place = ((points + 0.5) * 2 / size - 1).permute(0, 2, 3, 1)
@@ -214,22 +213,24 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     centre = grid.mean((2, 3), keepdim=True)
     low, high = torch.log(torch.tensor([motion.smallest, motion.largest])).tolist()
     kinds = torch.tensor(motion.kinds)
-    shows = kinds[kinds[:, 0].multinomial(count, replacement=True)].to(device)
+    # What a pair shows is decided on the CPU: to ask the GPU would be to wait for it.
+    shows = kinds[kinds[:, 0].multinomial(count, replacement=True)]
     stands, rigid, drives, fewest, most, size, begin = shows[:, 1:].unbind(1)
 
     def between(lowest: Tensor, highest: Tensor | float) -> Tensor:
-        return lowest + (highest - lowest) * torch.rand(count, device=device)
+        return lowest + (highest - lowest) * torch.rand(count)
 
     scale = between(low + (high - low) * begin, high).exp()
     fewest, most = (n.clamp(max=motion.layers) for n in (fewest, most))
     layers = between(fewest, most + 1).long()
     # A camera moves everything, or nearly stands still; each object adds a motion of its own.
-    still = torch.rand(count, device=device) < stands
-    pace = scale * torch.rand(count, device=device) * torch.where(still, 0.03, 1.)
+    still = torch.rand(count) < stands
+    pace = scale * torch.rand(count) * torch.where(still, 0.03, 1.)
+    pace, scale, rigid, drives, size = (put(x, device) for x in (pace, scale, rigid, drives, size))
     camera = random_flow(height, width, pace, rigid, drives)
     for layer in range(motion.layers + 1):
         chosen = (layers >= layer).nonzero().flatten()  # the pairs that have so many layers
-        n = len(chosen)
+        n, chosen = len(chosen), put(chosen, device)
         flow = camera[chosen]
         if layer:
             own = random_flow(height, width, scale[chosen], rigid[chosen], drives[chosen])
@@ -248,7 +249,7 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
             canvas, truth = colour, flow
             back = reversed_flow(flow, here) if motion.both_ways else None
             continue
-        place = torch.rand(n, 2, device=device) * torch.tensor([width, height], device=device)
+        place = torch.rand(n, 2, device=device) * put([width, height], device)
         x, y = place.long().unbind(1)
         goes = flow[torch.arange(n, device=device), :, y, x]
         # Most of them are where the first frame shows them: there flow is asked for.

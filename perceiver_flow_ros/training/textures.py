@@ -74,7 +74,7 @@ class Textures:
         out = torch.empty(count, 3, height, width, device=self.device)
         procedural = torch.rand(count) < (noise if self.weights.any() else 1.1)
         if procedural.any():
-            out[procedural.to(self.device)] = procedural_textures(
+            out[put(procedural.nonzero().flatten(), self.device)] = procedural_textures(
                 int(procedural.sum()), height, width, self.device)
         for i in (~procedural).nonzero().flatten().tolist():
             image = self.images[int(torch.multinomial(self.weights, 1))]
@@ -94,6 +94,12 @@ class Textures:
 def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:
     """Uniform random numbers in [low, high)."""
     return torch.empty(*shape, device=device).uniform_(low, high)
+
+
+def put(values: Tensor | list, device: torch.device | str) -> Tensor:
+    """A few values on a device, without waiting for what it does."""
+    values = values if isinstance(values, Tensor) else torch.tensor(values)
+    return values.to(device, non_blocking=True)
 
 
 def smooth_field(count: int, channels: int, height: int, width: int, cells: int,
