@@ -32,7 +32,8 @@ SMALL = Setup(
                            'num_self_attention_heads': 2},
     checks=Sizes(2, 2, 9, 17, 24), images=((6, 24),), precisions=(torch.float32, torch.float16),
     strides=(4,), matrix=64, copied=1024, repeat=1,
-    blocks=Blocks(read=(32, 32), write=(4, 8, 32, 64), read_stages=1, write_stages=1))
+    blocks=Blocks(read=(32, 32), write=(4, 8, 32, 64), attend=(16, 16), read_stages=1,
+                  write_stages=1))
 
 
 @pytest.mark.slow
@@ -42,7 +43,7 @@ def test_everything_is_measured_and_checked(monkeypatch):
     report = benchmark(DEVICE, SMALL, said.append)
     table = '\n'.join(said)
     assert report['failed'] == [] and 'All checks passed.' in table
-    assert len(report['checks']) == 10 and all(c['passed'] for c in report['checks'])
+    assert len(report['checks']) == 12 and all(c['passed'] for c in report['checks'])
     rows = {row['name']: row for row in report['rows']}
     assert all('error' not in row and 0 < row['fastest'] <= row['seconds'] <= row['slowest']
                for row in rows.values()), rows

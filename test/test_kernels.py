@@ -26,8 +26,10 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TILE = (8, 18)
 # Small, so that sizes that take the interpreter a second have many blocks, the last one not full
-BLOCKS = Blocks(read=(16, 16), write=(2, 8, 16, 64), read_stages=1, write_stages=1)
-LARGER = Blocks(read=(32, 32), write=(4, 8, 32, 64), read_stages=1, write_stages=1)
+BLOCKS = Blocks(read=(16, 16), write=(2, 8, 16, 64), attend=(16, 16), read_stages=1,
+                write_stages=1)
+LARGER = Blocks(read=(32, 32), write=(4, 8, 32, 64), attend=(16, 32), read_stages=1,
+                write_stages=1)
 HOST = {'tensor', 'as_tensor', 'new_tensor', 'from_numpy', 'cpu', 'numpy', 'item', 'tolist',
         'nonzero', 'unique', 'masked_select', '__bool__', '__int__', '__float__', '__index__'}
 precisions = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16, torch.float16],
@@ -83,7 +85,7 @@ def relative_error(a, b):
 def test_every_kernel_against_float64(sizes, precision):
     """Sizes that are no multiples of the blocks, one row, narrower than a block, batch 3."""
     checks = list(check_kernels(DEVICE, SIZES[sizes], precision, 0, BLOCKS))
-    assert len(checks) == 5
+    assert len(checks) == 6
     assert not [check for check in checks if not check.passed]
     if precision == torch.float32:
         assert max(check.error for check in checks) < 3e-6

@@ -26,7 +26,7 @@ def test_every_kernel_compiles_and_fits(precision, tmp_path):
         capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(built) == 6
+    assert len(built) == 7
     for kernel in built:
         assert kernel['shared'] <= SHARED, kernel
         if kernel['kernel'] in ('read_kernel', 'write_kernel'):

@@ -55,7 +55,8 @@ def check_kernels(device: torch.device | str, sizes: Sizes, precision: torch.dty
     def normal(*shape: int, scale: float = 1., dtype: torch.dtype = torch.float32) -> Tensor:
         return (scale * torch.randn(shape, generator=random)).to(dtype).to(device)
 
-    for name, make in (('preprocess', preprocessing), ('read', reading), ('add_norm', adding),
+    for name, make in (('preprocess', preprocessing), ('read', reading), ('attend', attending),
+                       ('add_norm', adding),
                        ('write grid', writing_grid), ('write points', writing_points)):
         with poisoned():
             out, expected = make(normal, sizes, precision, blocks)
@@ -127,6 +128,17 @@ def reading(normal: Callable[..., Tensor], s: Sizes, precision: torch.dtype, blo
             expected.append(torch.cat([torch.einsum('lyx,yxc->lc', p, tile), p.sum(2), p.sum(1)],
                                       1))
     return out, torch.cat(expected).view(out.shape)
+
+
+def attending(normal: Callable[..., Tensor], s: Sizes, precision: torch.dtype, blocks: Blocks
+              ) -> tuple[Tensor, Tensor]:
+    """Attend to each other, with heads of 32 channels and scores of about +-10."""
+    heads = max(1, s.channels // 32)
+    qkv = normal(s.tiles, s.latents, 3 * 32 * heads, dtype=precision)
+    out = launch.attend(qkv, heads, blocks)
+    q, k, v = qkv.double().unflatten(-1, (3, heads, 32)).permute(2, 0, 3, 1, 4)
+    expected = (math.log(2) * q @ k.mT).softmax(-1) @ v
+    return out, expected.transpose(1, 2).flatten(2)
 
 
 def adding(normal: Callable[..., Tensor], s: Sizes, precision: torch.dtype, _: Blocks

@@ -45,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the last phase: no photometric changes, fog, blur or noise, and every pair forward '
         'and reversed',
     )
-    parser.add_argument('--reuse', type=int, default=1, metavar='N', help='times that each pair is '
-                        'learned from, later ones mirrored, where making pairs takes longest (1)')
+    parser.add_argument(
+        '--reuse',
+        type=int,
+        default=1,
+        metavar='N',
+        help='times that each pair is learned from, later ones mirrored (1); 2 on a GPU, which '
+        'waits for pairs',
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
         '--keep-choice',

@@ -42,7 +42,7 @@ class PreparedMLP(NamedTuple):
 
 
 class PreparedLayer(NamedTuple):
-    """A self-attention layer, queries, keys and values as one product."""
+    """A self-attention layer: queries (in units of log 2), keys and values as one product."""
 
     heads: int
     norm: Affine
@@ -93,8 +93,10 @@ class CudaNetwork:
     def _prepare_layer(self, layer: Layer) -> PreparedLayer:
         attention = layer.attention
         projections = (attention.query, attention.key, attention.value)
-        qkv = (torch.cat([p.weight for p in projections]).to(self.precision),
-               torch.cat([p.bias for p in projections]).to(self.precision))
+        scale = torch.ones(len(projections), 1, device=self.device)
+        scale[0] = LOG2E / (attention.query.out_features // attention.heads) ** 0.5
+        qkv = (torch.cat([p.weight * s for p, s in zip(projections, scale)]).to(self.precision),
+               torch.cat([p.bias * s for p, s in zip(projections, scale)]).to(self.precision))
         return PreparedLayer(attention.heads, norm_of(attention.layernorm1), qkv,
                              self._linear(attention.output), self._prepare_mlp(layer))
 
@@ -171,9 +173,8 @@ class CudaNetwork:
         y = self._mlp(z, means @ self.mix, self.read_mlp)
         for layer in self.layers:
             x = self.add_norm(z, y, *layer.norm)
-            qkv = F.linear(x, *layer.qkv).unflatten(-1, (3, layer.heads, -1))
-            attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-            y = F.linear(attended.transpose(1, 2).flatten(2), *layer.output)
+            attended = launch.attend(F.linear(x, *layer.qkv), layer.heads, self.blocks)
+            y = F.linear(attended, *layer.output)
             y = self._mlp(z, y, layer.mlp)
         return z.add_(y)
 

@@ -124,6 +124,7 @@ def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, T
     return cost / (mean + 0.02), mean
 
 
+@cache
 def displacements(radius: int, device: torch.device) -> Tensor:
     """(u, v) of every channel of the cost volume, (2, (2r+1)^2)."""
     line = torch.arange(-radius, radius + 1., device=device)

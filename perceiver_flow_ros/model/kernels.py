@@ -174,6 +174,58 @@ def combine_kernel(part_top, part_total, part_content, part_column, row_top, row
 
 
 @triton.jit
+def attend_kernel(qkv, out, latents, heads, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
+                  BLOCK_K: tl.constexpr, EVEN: tl.constexpr, HALVES: tl.constexpr,
+                  PRECISION: tl.constexpr):
+    """Process: latents attend to each other. Program: BLOCK_Q of them, for one head of a tile.
+
+    EVEN: there are a multiple of BLOCK_K of them. HALVES: two powers of 2 at a time, in float16 as
+    they are needed, and their sum by one more product; what is lost is what rounding them loses.
+    """
+    tile, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    i, k, c = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, WIDTH)
+    i += tl.program_id(0) * BLOCK_Q
+    step = 3 * heads * WIDTH
+    q_at = qkv + tile * latents * step + head * WIDTH + c[None, :]
+    k_at, v_at = q_at + heads * WIDTH, q_at + 2 * heads * WIDTH
+    q = tl.load(q_at + i[:, None] * step, mask=(i < latents)[:, None], other=0.)
+    top = tl.full([BLOCK_Q], float('-inf'), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    totals = tl.zeros([BLOCK_Q, 16], tl.float32)
+    if HALVES:
+        ones = tl.full([BLOCK_K, 16], 1., tl.float16)
+    o = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
+    for start in range(0, latents, BLOCK_K):
+        n = start + k[:, None]
+        if EVEN:
+            keys, values = tl.load(k_at + n * step), tl.load(v_at + n * step)
+        else:
+            keys = tl.load(k_at + n * step, mask=n < latents, other=0.)
+            values = tl.load(v_at + n * step, mask=n < latents, other=0.)
+        s = product(q, tl.trans(keys), tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION)
+        if not EVEN:
+            s = tl.where((start + k < latents)[None, :], s, float('-inf'))
+        higher = tl.maximum(top, tl.max(s, 1))
+        scale = tl.exp2(top - higher)
+        s -= higher[:, None]
+        if HALVES:
+            p = tl.inline_asm_elementwise('ex2.approx.f16x2 $0, $1;', '=r,r', [s.to(tl.float16)],
+                                          tl.float16, True, 2)
+            totals = product(p, ones, totals * scale[:, None], PRECISION)
+        else:
+            p = tl.exp2(s)
+            total = total * scale + tl.sum(p, 1)
+            p = p.to(q.dtype)
+        o = product(p, values, o * scale[:, None], PRECISION)
+        top = higher
+    if HALVES:
+        total = tl.sum(totals, 1) / 16
+    o /= total[:, None]
+    at = ((tile * latents + i[:, None]) * heads + head) * WIDTH + c[None, :]
+    tl.store(out + at, o.to(out.dtype.element_ty), mask=(i < latents)[:, None])
+
+
+@triton.jit
 def add_norm_kernel(z, y, gamma, beta, x, channels, BLOCK: tl.constexpr):
     """Do z += y (float32), x = LayerNorm(z). Program: a latent."""
     c = tl.arange(0, BLOCK)

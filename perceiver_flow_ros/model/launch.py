@@ -6,14 +6,17 @@ None waits for the GPU or depends on values: all can be captured in a CUDA graph
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 
 from perceiver_flow_ros.model import kernels
 from perceiver_flow_ros.model.official import CONTENT
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
 VALUE, HIDDEN = kernels.VALUE.value, kernels.HIDDEN.value
+LOG2 = math.log(2)
 PROGRAMS = 768          # that the encoder should have at least, to fill a large GPU evenly
 
 
@@ -23,17 +26,23 @@ class Blocks:
 
     read: tuple[int, int]               # latents, columns
     write: tuple[int, int, int, int]    # rows and columns of queries, latents, hidden channels
+    attend: tuple[int, int]             # queries, keys
     read_stages: int
     write_stages: int
+    attend_stages: int = 2
     read_warps: int = 4
     write_warps: int = 8
+    attend_warps: int = 4
+    attend_halves: bool = False         # exponentials two at a time: float16 only
 
 
 # From what the compiler says for compute capability 9.0 (see test_kernels_compile.py): hardly a
 # spilled register in half precision; in float32 the decoder's MLP spills. Before Hopper both need
 # less than the 99 KB of shared memory that a GeForce has.
-HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), read_stages=3, write_stages=2)
-FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), read_stages=2, write_stages=1)
+HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), attend=(128, 64), read_stages=3,
+              write_stages=2)
+FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), attend=(64, 32), read_stages=2,
+              write_stages=1)
 
 
 def blocks_for(dtype: torch.dtype) -> Blocks:
@@ -125,6 +134,28 @@ def read(pixels: Pixels, content: Tensor, rows: Tensor, columns: Tensor, blocks:
     return means
 
 
+def attend(qkv: Tensor, heads: int, blocks: Blocks) -> Tensor:
+    """Attend to each other: queries, keys, values (B, L, 3 D) of latents -> (B, L, D).
+
+    Queries are scaled, so that products are in units of log 2.
+    """
+    tiles, latents, channels = qkv.shape
+    channels //= 3
+    width = channels // heads
+    if width < 16 or next_power_of_2(width) != width:       # not what the kernel can multiply
+        q, k, v = qkv.unflatten(-1, (3, heads, width)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, scale=LOG2).transpose(1, 2).flatten(2)
+    out = torch.empty(tiles, latents, channels, dtype=qkv.dtype, device=qkv.device)
+    block_q, block_k = blocks.attend
+    kernels.attend_kernel[cdiv(latents, block_q), tiles * heads](
+        qkv, out, latents, heads, WIDTH=width, BLOCK_Q=block_q, BLOCK_K=block_k,
+        EVEN=latents % block_k == 0, HALVES=blocks.attend_halves and qkv.dtype == torch.float16
+        and not kernels.INTERPRETED,
+        PRECISION=product_of(qkv.dtype), num_warps=blocks.attend_warps,
+        num_stages=blocks.attend_stages)
+    return out
+
+
 def add_norm(z: Tensor, y: Tensor, gamma: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
     """Add y to z (..., D) float32, in place; LayerNorm of that, in a precision."""
     x = torch.empty_like(z, dtype=dtype)
@@ -169,6 +200,7 @@ def write(pixels: Pixels, keys: Tensor, exact: Tensor, values: Tensor, ys: Tenso
     """
     tiles, height, width = pixels.rstd.shape
     rows, columns, block_l, block_h = blocks.write
+    block_l = block_l if grid else max(16, block_l // 2)       # (points' positions need memory)
     count = ys.shape[1]
     if grid:
         flow = torch.empty(tiles, count, xs.shape[1], 2, device=ys.device)

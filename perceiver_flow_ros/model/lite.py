@@ -12,6 +12,7 @@ far is first put beside what was found over the whole frame (`choice`); after th
 spreads up to the edges of what moves (`propagation`).
 """
 from dataclasses import dataclass
+from functools import cache
 import math
 
 from perceiver_flow_ros.model.choice import Choice, find_candidates, Options, renewed
@@ -96,6 +97,7 @@ class Features(nn.Module):
         return activate(self.conv2(activate(self.conv1(both))))
 
 
+@cache      # (a CUDA graph goes on reading it: it must never be let go)
 def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
     """Position of every token in its level, (h*w, 2 + 4 bands): y, x, sines and cosines.
 

@@ -97,7 +97,7 @@ def uniform(low: float, high: float, *shape: int, device: torch.device | str) ->
 
 
 def put(values: Tensor | list, device: torch.device | str) -> Tensor:
-    """A few values on a device, without waiting for what it does."""
+    """Send a few values to a device, without waiting for what it does."""
     values = values if isinstance(values, Tensor) else torch.tensor(values)
     return values.to(device, non_blocking=True)
 
