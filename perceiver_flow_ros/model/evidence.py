@@ -18,11 +18,16 @@ DARKER = 0.3    # of the frames' deviation: where brightness differs more, it is
 def warp(image: Tensor, flow: Tensor) -> Tensor:
     """``image`` (B, C, h, w) sampled at pixel + flow (B, 2, h, w); border repeated."""
     h, w = image.shape[-2:]
-    y, x = ((torch.arange(n, device=image.device, dtype=flow.dtype) * 2 + 1) / n - 1
-            for n in (h, w))
+    y, x = (centres(n, image.device).to(flow.dtype) for n in (h, w))
     grid = torch.stack([torch.add(x, flow[:, 0], alpha=2 / w),
                         torch.add(y[:, None], flow[:, 1], alpha=2 / h)], -1)
     return F.grid_sample(image, grid, padding_mode='border', align_corners=False)
+
+
+@cache      # (a CUDA graph goes on reading it: it must never be let go; so with all that follow)
+def centres(n: int, device: torch.device) -> Tensor:
+    """Middles of the ``n`` pixels of a line from -1 to 1, (n,)."""
+    return (torch.arange(n, device=device, dtype=torch.float32) * 2 + 1) / n - 1
 
 
 def spread(flow: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def averaging(n: int, size: int, device: torch.device) -> Tensor:
     return ((k[:, None] - k).abs() <= size // 2) / inside(n, size, device)[:, None]
 
 
-@cache      # (a CUDA graph goes on reading it: it must never be let go)
+@cache
 def inside(n: int, size: int, device: torch.device) -> Tensor:
     """How many of the ``size`` around each of ``n`` in a line there are, (n,)."""
     k = torch.arange(n, device=device)

@@ -4,6 +4,7 @@
 As RANSAC (Fischler and Bolles, 1981), but of a fixed pattern of samples, so that the same frames
 give the same flow, in operations of fixed shapes, which a CUDA graph can hold.
 """
+from functools import cache
 import math
 
 from perceiver_flow_ros.model.evidence import TOKEN
@@ -40,14 +41,12 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
     batch, _, h, w = match.shape
     with torch.autocast(match.device.type, enabled=False):
         unit = max(h, w) / 2                                        # tokens: all below is in it
-        token = torch.arange(h * w, device=match.device)
-        place = torch.stack([token % w, token // w])                # (2, n)
+        place, order = tokens(h, w, match.device)
         value = match.float().flatten(2) / (TOKEN * unit)           # (B, 2, n)
         left = torch.isfinite(value[:, 0]).float()                  # matches not yet explained
         value = value.nan_to_num(0.)
         count = left.sum(1)
         close = CLOSE / (TOKEN * unit)
-        order = morton(place)
         place = place / unit
         matrix, shift = proposals(order, place, value, left > 0, THIN / unit ** 2)
         follow = (misfit(matrix, shift, place, value[:, None]) < close ** 2).float()  # (B, H, n)
@@ -94,11 +93,16 @@ def proposals(order: Tensor, place: Tensor, value: Tensor, known: Tensor,
     return matrix, shift.masked_fill(~sound[..., None], math.inf)
 
 
-def morton(place: Tensor) -> Tensor:
-    """Order of places (2, n) along Morton's curve: near in the list is near in the image."""
-    x, y = place
+@cache      # (a CUDA graph goes on reading it)
+def tokens(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places (2, h w) of tokens, x and y, row by row, and their order (h w,) along Morton's curve.
+
+    What is near in the list is near in the image.
+    """
+    token = torch.arange(h * w, device=device)
+    x, y = place = torch.stack([token % w, token // w])
     code = sum(((x >> k & 1) << 2 * k) + ((y >> k & 1) << 2 * k + 1) for k in range(12))
-    return code.argsort()
+    return place, code.argsort()
 
 
 def triangles(count: Tensor) -> Tensor:

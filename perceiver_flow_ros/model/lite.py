@@ -97,7 +97,7 @@ class Features(nn.Module):
         return activate(self.conv2(activate(self.conv1(both))))
 
 
-@cache      # (a CUDA graph goes on reading it: it must never be let go)
+@cache      # (a CUDA graph goes on reading it)
 def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
     """Position of every token in its level, (h*w, 2 + 4 bands): y, x, sines and cosines.
 
