@@ -19,6 +19,7 @@ from perceiver_flow_ros.model.choice import (  # noqa: E402
     MEASURES,
     renewed,
 )
+from perceiver_flow_ros.model.perceiver import attend, attend_by_few  # noqa: E402
 from perceiver_flow_ros.model.propagation import propagated  # noqa: E402
 from perceiver_flow_ros.model.weights import load_lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
@@ -343,6 +344,12 @@ def test_a_window_takes_the_mean_of_what_lies_inside(size, shape):
     x = torch.rand(2, 3, *shape)
     expected = torch.nn.functional.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
     assert torch.allclose(evidence.window_mean(x, size), expected, atol=1e-6)
+    assert torch.allclose(evidence.pooled(x[None], size), expected[None], atol=1e-6)    # on CUDA
+
+
+def test_few_queries_attend_as_many_do():
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 90, 8), torch.randn(2, 3, 90, 8)
+    assert torch.allclose(attend_by_few(q, k, v), attend(q, k, v), atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -2,6 +2,7 @@
 """Synthetic pairs are exact; training learns, pauses and resumes without a trace."""
 
 from dataclasses import replace
+import itertools
 import json
 
 import cv2
@@ -14,8 +15,20 @@ from perceiver_flow_ros.commands.main import main  # noqa: E402
 from perceiver_flow_ros.flow.estimator import load_estimator  # noqa: E402
 from perceiver_flow_ros.flow.lite import PACKAGED  # noqa: E402
 from perceiver_flow_ros.model.choice import Options  # noqa: E402
-from perceiver_flow_ros.model.evidence import averaging, inside, warp  # noqa: E402
-from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver, PASSES  # noqa: E402
+from perceiver_flow_ros.model.evidence import (  # noqa: E402
+    averaging,
+    centres,
+    displacements,
+    inside,
+    warp,
+)
+from perceiver_flow_ros.model.layers import tokens  # noqa: E402
+from perceiver_flow_ros.model.lite import (  # noqa: E402
+    fourier_features,
+    LiteConfig,
+    LitePerceiver,
+    PASSES,
+)
 from perceiver_flow_ros.model.matching import filters  # noqa: E402
 from perceiver_flow_ros.training import textures  # noqa: E402
 from perceiver_flow_ros.training.loop import Trainer  # noqa: E402
@@ -180,6 +193,28 @@ def test_resuming_equals_never_having_stopped(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_pair_is_learned_again_mirrored(tmp_path):
+    recipe = replace(RECIPE, reuse=3)
+    trainer = Trainer(tmp_path, recipe, TEXTURES, TEXTURES, SMALL)
+    batches = []
+    for _ in range(6):
+        batches.append(trainer.make_batch())
+        trainer.seen += recipe.batch
+    assert len(trainer.made) == 2
+    assert all(torch.equal(a, b) for a, b in zip(trainer.made[0], batches[0]))
+    turns = [turn for k in (1, 2, 4, 5) for turn in itertools.product((False, True), repeat=2)
+             for made in trainer.made if all(map(torch.equal, turned(made, *turn), batches[k]))]
+    assert len(turns) == 4 and len(set(turns)) > 1
+
+
+def turned(batch, across: bool, down: bool):
+    """Mirror images and flow, by hand."""
+    axes = [-1] * across + [-2] * down
+    sign = torch.tensor([1. - 2 * across, 1. - 2 * down]).view(1, 2, 1, 1)
+    first, second, flow = (x.flip(axes) if axes else x for x in batch)
+    return first, second, flow * sign
+
+
 def test_training_shows_what_goes_far_before_what_does_not():
     torch.manual_seed(0)
     motion = Motion(smallest=1, largest=40, augment=0)
@@ -228,8 +263,8 @@ def test_learning_from_a_batch_depends_on_no_values():
         assert all(p.grad is not None for p in trainer.network.parameters())
         with pytest.raises(Exception, match='item|data-dependent|aten._local_scalar_dense'):
             float(truth.sum())
-    inside.cache_clear()            # (what they have kept is fake)
-    averaging.cache_clear()
+    for keeps in (inside, averaging, centres, displacements, fourier_features, tokens):
+        keeps.cache_clear()         # (what they have kept is fake)
 
 
 def test_all_but_the_choice_is_trained(tmp_path):

@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar='N',
-        help='times that each pair is learned from, later ones mirrored (1); 2 on a GPU, which '
-        'waits for pairs',
+        help='times that a pair is learned from, on average, later ones mirrored (1); 2 on a GPU, '
+        'which waits for new pairs',
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(

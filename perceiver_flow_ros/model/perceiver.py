@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 FEW = 128       # queries: on a GPU a fused kernel has a program for so many, too few to fill it
 
+
 class Attention(nn.Module):
     """Pre-normalised multi-head attention, softmax(q k^T / sqrt(d)) v, then a projection.
 
@@ -50,8 +51,13 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of queries (B, heads, M, d), keys and values (B, heads, N, d)."""
     if q.is_cuda and q.shape[-2] <= FEW < k.shape[-2] / 8:
-        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+        return attend_by_few(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_by_few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `attend`, in operations that share out the keys, too."""
+    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
 
 
 class MLP(nn.Module):
