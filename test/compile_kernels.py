@@ -36,15 +36,16 @@ def variants(precision):
            {'num_warps': blocks.read_warps, 'num_stages': blocks.read_stages})
     yield (kernels.combine_kernel, {'out'}, {'BLOCK_L': 32, 'BLOCK_X': read[1], 'BLOCK': 64},
            {'num_warps': 4})
-    yield (kernels.attend_kernel, {'qkv', 'out'},
-           {'WIDTH': 32, 'BLOCK_Q': blocks.attend[0], 'BLOCK_K': blocks.attend[1], 'EVEN': True,
-            'HALVES': blocks.attend_halves and dtype == torch.float16, **multiply},
-           {'num_warps': blocks.attend_warps, 'num_stages': blocks.attend_stages})
+    for even in (True, False):
+        yield (kernels.attend_kernel, {'qkv', 'out'},
+               {'WIDTH': 32, 'BLOCK_Q': blocks.attend[0], 'BLOCK_K': blocks.attend[1],
+                'EVEN': even, **multiply},
+               {'num_warps': blocks.attend_warps, 'num_stages': blocks.attend_stages})
     yield kernels.add_norm_kernel, {'y', 'x'}, {'BLOCK': 512}, {'num_warps': 2}
     for grid in (True, False):
         yield (kernels.write_kernel, {'pixels', 'keys', 'values', 'dense'},
                {'ROWS': write[0], 'COLUMNS': write[1],
-                'BLOCK_L': write[2] if grid else max(16, write[2] // 2), 'BLOCK_H': write[3],
+                'BLOCK_L': blocks.latents(grid=grid), 'BLOCK_H': write[3],
                 'GRID': grid, 'SPLIT': dtype != torch.float32, **multiply},
                {'num_warps': blocks.write_warps, 'num_stages': blocks.write_stages})
 

@@ -91,6 +91,16 @@ def test_every_kernel_against_float64(sizes, precision):
         assert max(check.error for check in checks) < 3e-6
 
 
+@pytest.mark.parametrize('heads', [1, 3, 4, 8])
+def test_heads_of_any_width_attend(heads):
+    """The kernel takes widths that are powers of 2 (32 of 96), PyTorch the others."""
+    qkv = torch.randn(2, 21, 3 * 96)
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=np.log(2))
+    out = launch.attend(qkv.to(DEVICE), heads, BLOCKS)
+    assert relative_error(out, expected.transpose(1, 2).flatten(2)) < 1e-5
+
+
 def test_a_wrong_kernel_is_noticed(monkeypatch):
     """The check can fail: an output that is not written to, another that is off by a percent."""
     monkeypatch.setattr(launch, 'add_norm', lambda z, *_: torch.empty_like(z))

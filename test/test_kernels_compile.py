@@ -26,7 +26,7 @@ def compiled(precision, capability, folder):
         capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(built) == 7
+    assert len(built) == 8
     return built
 
 

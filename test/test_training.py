@@ -24,10 +24,10 @@ from perceiver_flow_ros.model.evidence import (  # noqa: E402
 )
 from perceiver_flow_ros.model.layers import tokens  # noqa: E402
 from perceiver_flow_ros.model.lite import (  # noqa: E402
-    fourier_features,
     LiteConfig,
     LitePerceiver,
     PASSES,
+    waves,
 )
 from perceiver_flow_ros.model.matching import filters  # noqa: E402
 from perceiver_flow_ros.training import textures  # noqa: E402
@@ -198,10 +198,11 @@ def test_a_pair_is_learned_again_mirrored(tmp_path):
     trainer = Trainer(tmp_path, recipe, TEXTURES, TEXTURES, SMALL)
     batches = []
     for _ in range(6):
-        batches.append(trainer.make_batch())
+        batches.append(tuple(x.clone() for x in trainer.make_batch()))
         trainer.seen += recipe.batch
     assert len(trainer.made) == 2
-    assert all(torch.equal(a, b) for a, b in zip(trainer.made[0], batches[0]))
+    for made, batch in zip(trainer.made, (batches[0], batches[3])):     # as they were
+        assert all(map(torch.equal, made, batch))
     turns = [turn for k in (1, 2, 4, 5) for turn in itertools.product((False, True), repeat=2)
              for made in trainer.made if all(map(torch.equal, turned(made, *turn), batches[k]))]
     assert len(turns) == 4 and len(set(turns)) > 1
@@ -213,6 +214,21 @@ def turned(batch, across: bool, down: bool):
     sign = torch.tensor([1. - 2 * across, 1. - 2 * down]).view(1, 2, 1, 1)
     first, second, flow = (x.flip(axes) if axes else x for x in batch)
     return first, second, flow * sign
+
+
+@pytest.mark.parametrize('only', [False, True])
+def test_a_run_is_its_steps(tmp_path, only):
+    """To make the next batch early, and to evaluate in between, changes nothing."""
+    recipe = replace(RECIPE, pairs=4 * RECIPE.batch, height=128, width=128, only_choice=only,
+                     repeats=2)
+    by_steps, by_run = (Trainer(tmp_path / name, recipe, TEXTURES, TEXTURES, SMALL)
+                        for name in ('steps', 'run'))
+    for _ in range(4):
+        by_steps.step()
+    by_run.run(evaluate_every=recipe.batch)
+    assert by_run.seen == by_steps.seen == recipe.pairs
+    for a, b in zip(by_steps.averaged.parameters(), by_run.averaged.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_training_shows_what_goes_far_before_what_does_not():
@@ -251,7 +267,14 @@ def test_loss_falls_on_one_batch_seen_again_and_again(tmp_path):
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
-def test_learning_from_a_batch_depends_on_no_values():
+@pytest.fixture
+def nothing_fake_is_kept():
+    yield
+    for keeps in (inside, averaging, centres, displacements, waves, tokens):
+        keeps.cache_clear()
+
+
+def test_learning_from_a_batch_depends_on_no_values(nothing_fake_is_kept):
     """Nothing waits for a result, so a GPU can be given all of it as one graph."""
     filters(torch.device('cpu'))    # (kept, so real ones)
     with FakeTensorMode(allow_non_fake_inputs=True):    # refuses whatever would need a value
@@ -263,8 +286,6 @@ def test_learning_from_a_batch_depends_on_no_values():
         assert all(p.grad is not None for p in trainer.network.parameters())
         with pytest.raises(Exception, match='item|data-dependent|aten._local_scalar_dense'):
             float(truth.sum())
-    for keeps in (inside, averaging, centres, displacements, fourier_features, tokens):
-        keeps.cache_clear()         # (what they have kept is fake)
 
 
 def test_all_but_the_choice_is_trained(tmp_path):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+ENOUGH = 1.     # seconds of a measurement, warm-ups too, after which five runs are enough
+
 
 def gpu(device: torch.device) -> dict[str, Any]:
     """Describe the GPU and what runs on it."""
@@ -24,11 +26,11 @@ def gpu(device: torch.device) -> dict[str, Any]:
             'triton': triton.__version__}
 
 
-ENOUGH = 1.     # seconds of a measurement, after which five runs are enough
-
-
 def seconds(task: Callable[[int], Any], device: torch.device, repeat: int) -> list[float]:
-    """Time ``task(i)`` on the device, after up to three warm-ups: fewer than so often if slow."""
+    """Time ``task(i)`` on the device, after up to three warm-ups.
+
+    ``repeat`` times, or five if that takes longer than `ENOUGH`.
+    """
     taken: list[float] = []
     warm, begin = min(repeat, 3), time.perf_counter()
     for i in range(warm + repeat):

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar='N',
         help='times that a pair is learned from, on average, later ones mirrored (1); 2 on a GPU, '
-        'which waits for new pairs',
+        'which waits for new pairs (--pairs counts every time)',
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument(
@@ -94,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
     if args.only_choice and min(args.size) < 112:
         raise ValueError(f'--size is {args.size}, expected at least 112 pixels each way with '
                          '--only-choice: smaller frames lack the level where tokens choose')
+    if args.only_choice and args.reuse > 1:
+        raise ValueError(f'--reuse is {args.reuse}, expected 1 with --only-choice, which learns '
+                         'from every pair several times anyway')
     if args.keep_choice and not args.weights:
         raise ValueError('--keep-choice without --weights would keep a choice that has learned '
                          'nothing: give weights, or train it first with --only-choice')

@@ -24,6 +24,7 @@ class Replay:
 
     Parameters
     ----------
+    device : where the functions compute.
     shared : all graphs work in one memory: a result lasts until the next call with any key.
 
     """
@@ -51,7 +52,7 @@ class Replay:
         return self._uploads[size].frames
 
     def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
-        """Give ``function()``, in memory that the next call with this key writes to again."""
+        """Give ``function()``, in memory that the next call with this key, or any, writes to."""
         if self.stream is None:
             return function()
         if key not in self._graphs:

@@ -122,7 +122,9 @@ def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, T
     shifted = shifted.unfold(2, h, 1).permute(0, 2, 1, 4, 3)    # (B, dy, dx, h, w)
     rows = []
     for some in shifted.split(size if first.is_cuda else 1, 1):     # (a CPU's cache is small)
-        difference = (first[:, None] - some).abs_().clamp_(max=1)
+        # (`out`: else the result has the view's order, in which the last axis is not the last)
+        difference = torch.sub(first[:, None], some, out=first.new_empty(some.shape))
+        difference = difference.abs_().clamp_(max=1)
         rows.append(F.avg_pool2d(difference.flatten(1, 2), TOKEN))
     cost = window_mean(torch.cat(rows, 1), 3)
     mean = cost.mean(1, keepdim=True)

@@ -175,12 +175,10 @@ def combine_kernel(part_top, part_total, part_content, part_column, row_top, row
 
 @triton.jit
 def attend_kernel(qkv, out, latents, heads, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
-                  BLOCK_K: tl.constexpr, EVEN: tl.constexpr, HALVES: tl.constexpr,
-                  PRECISION: tl.constexpr):
+                  BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr):
     """Process: latents attend to each other. Program: BLOCK_Q of them, for one head of a tile.
 
-    EVEN: there are a multiple of BLOCK_K of them. HALVES: two powers of 2 at a time, in float16 as
-    they are needed, and their sum by one more product; what is lost is what rounding them loses.
+    EVEN: there are a multiple of BLOCK_K of them.
     """
     tile, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     i, k, c = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, WIDTH)
@@ -191,9 +189,6 @@ def attend_kernel(qkv, out, latents, heads, WIDTH: tl.constexpr, BLOCK_Q: tl.con
     q = tl.load(q_at + i[:, None] * step, mask=(i < latents)[:, None], other=0.)
     top = tl.full([BLOCK_Q], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
-    totals = tl.zeros([BLOCK_Q, 16], tl.float32)
-    if HALVES:
-        ones = tl.full([BLOCK_K, 16], 1., tl.float16)
     o = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
     for start in range(0, latents, BLOCK_K):
         n = start + k[:, None]
@@ -207,19 +202,10 @@ def attend_kernel(qkv, out, latents, heads, WIDTH: tl.constexpr, BLOCK_Q: tl.con
             s = tl.where((start + k < latents)[None, :], s, float('-inf'))
         higher = tl.maximum(top, tl.max(s, 1))
         scale = tl.exp2(top - higher)
-        s -= higher[:, None]
-        if HALVES:
-            p = tl.inline_asm_elementwise('ex2.approx.f16x2 $0, $1;', '=r,r', [s.to(tl.float16)],
-                                          tl.float16, True, 2)
-            totals = product(p, ones, totals * scale[:, None], PRECISION)
-        else:
-            p = tl.exp2(s)
-            total = total * scale + tl.sum(p, 1)
-            p = p.to(q.dtype)
-        o = product(p, values, o * scale[:, None], PRECISION)
+        p = tl.exp2(s - higher[:, None])
+        total = total * scale + tl.sum(p, 1)
+        o = product(p.to(q.dtype), values, o * scale[:, None], PRECISION)
         top = higher
-    if HALVES:
-        total = tl.sum(totals, 1) / 16
     o /= total[:, None]
     at = ((tile * latents + i[:, None]) * heads + head) * WIDTH + c[None, :]
     tl.store(out + at, o.to(out.dtype.element_ty), mask=(i < latents)[:, None])

@@ -33,14 +33,17 @@ class Blocks:
     read_warps: int = 4
     write_warps: int = 8
     attend_warps: int = 4
-    attend_halves: bool = False         # exponentials two at a time: float16 only
+
+    def latents(self, *, grid: bool) -> int:
+        """Latents of a block of `write`: points, unlike a grid, need memory for positions."""
+        return self.write[2] if grid else max(16, self.write[2] // 2)
 
 
 # From what the compiler says for compute capability 9.0 (see test_kernels_compile.py): hardly a
 # spilled register in half precision; in float32 the decoder's MLP spills. Before Hopper both need
 # less than the 99 KB of shared memory that a GeForce has.
 HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), attend=(128, 64), read_stages=3,
-              write_stages=2, attend_stages=3, read_warps=4, attend_warps=8, attend_halves=False)
+              write_stages=2, attend_stages=3, read_warps=4, attend_warps=8)
 FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), attend=(128, 32), read_stages=2,
               write_stages=1, attend_stages=2, attend_warps=8)
 
@@ -149,10 +152,8 @@ def attend(qkv: Tensor, heads: int, blocks: Blocks) -> Tensor:
     block_q, block_k = blocks.attend
     kernels.attend_kernel[cdiv(latents, block_q), tiles * heads](
         qkv, out, latents, heads, WIDTH=width, BLOCK_Q=block_q, BLOCK_K=block_k,
-        EVEN=latents % block_k == 0, HALVES=blocks.attend_halves and qkv.dtype == torch.float16
-        and not kernels.INTERPRETED,
-        PRECISION=product_of(qkv.dtype), num_warps=blocks.attend_warps,
-        num_stages=blocks.attend_stages)
+        EVEN=latents % block_k == 0, PRECISION=product_of(qkv.dtype),
+        num_warps=blocks.attend_warps, num_stages=blocks.attend_stages)
     return out
 
 
@@ -199,8 +200,7 @@ def write(pixels: Pixels, keys: Tensor, exact: Tensor, values: Tensor, ys: Tenso
         Flow, pixels; undefined where left out.
     """
     tiles, height, width = pixels.rstd.shape
-    rows, columns, block_l, block_h = blocks.write
-    block_l = block_l if grid else max(16, block_l // 2)       # (points' positions need memory)
+    rows, columns, _, block_h = blocks.write
     count = ys.shape[1]
     if grid:
         flow = torch.empty(tiles, count, xs.shape[1], 2, device=ys.device)
@@ -213,6 +213,6 @@ def write(pixels: Pixels, keys: Tensor, exact: Tensor, values: Tensor, ys: Tenso
             pixels.content, pixels.rstd, keys, exact, values, ys, xs, head.dense, head.dense_bias,
             head.flow, head.hidden_flow, head.bias, flow, values.shape[1], height, width, count,
             xs.shape[1], ROWS=rows, COLUMNS=columns, GRID=grid, SPLIT=keys.dtype != torch.float32,
-            BLOCK_L=block_l, BLOCK_H=block_h, PRECISION=product_of(keys.dtype),
+            BLOCK_L=blocks.latents(grid=grid), BLOCK_H=block_h, PRECISION=product_of(keys.dtype),
             num_warps=blocks.write_warps, num_stages=blocks.write_stages)
     return flow

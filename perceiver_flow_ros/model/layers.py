@@ -100,7 +100,8 @@ def tokens(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     What is near in the list is near in the image.
     """
     token = torch.arange(h * w, device=device)
-    x, y = place = torch.stack([token % w, token // w])
+    place = torch.stack([token % w, token // w])
+    x, y = place
     code = sum(((x >> k & 1) << 2 * k) + ((y >> k & 1) << 2 * k + 1) for k in range(12))
     return place, code.argsort()
 

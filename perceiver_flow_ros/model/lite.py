@@ -18,6 +18,7 @@ import math
 from perceiver_flow_ros.model.choice import Choice, find_candidates, Options, renewed
 from perceiver_flow_ros.model.evidence import (
     best_match,
+    centres,
     local_contrast,
     lucas_kanade,
     matching_cost,
@@ -97,17 +98,23 @@ class Features(nn.Module):
         return activate(self.conv2(activate(self.conv1(both))))
 
 
-@cache      # (a CUDA graph goes on reading it)
-def fourier_features(h: int, w: int, bands: int, device=None) -> Tensor:
+def fourier_features(h: int, w: int, bands: int, device: torch.device) -> Tensor:
     """Position of every token in its level, (h*w, 2 + 4 bands): y, x, sines and cosines.
 
     Positions run over [-1, 1] whatever the size, so that any image can be read.
     """
-    y = (torch.arange(h, device=device) * 2 + 1) / h - 1
-    x = (torch.arange(w, device=device) * 2 + 1) / w - 1
-    position = torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1)
-    angle = math.pi * position[:, :, None] * torch.linspace(1, bands, bands, device=device)
-    return torch.cat([position, angle.sin().flatten(1), angle.cos().flatten(1)], 1)
+    rows, columns = (waves(n, bands, device).split((1, bands, bands), 1) for n in (h, w))
+    parts = [part for row, column in zip(rows, columns)
+             for part in (row[:, None].expand(-1, w, -1), column[None].expand(h, -1, -1))]
+    return torch.cat(parts, 2).flatten(0, 1)
+
+
+@cache      # (a CUDA graph goes on reading it)
+def waves(n: int, bands: int, device: torch.device) -> Tensor:
+    """Position of ``n`` tokens in a line, its sines and its cosines, (n, 1 + 2 bands)."""
+    place = centres(n, device)[:, None]
+    angle = math.pi * place * torch.linspace(1, bands, bands, device=device)
+    return torch.cat([place, angle.sin(), angle.cos()], 1)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from perceiver_flow_ros.training.workers import average_gradients
 import torch
 from torch import distributed, Tensor
 
-REUSED = 50             # batches, the last ones, out of which those come that are learned again
+REUSED = 1_600          # pairs, the last ones, out of which those come that are learned again
 Batch = tuple[Tensor, Tensor, Tensor]   # previous, current, flow
 
 
@@ -55,6 +55,8 @@ def mirrored(batch: Batch) -> Batch:
 
 class Trainer:
     """Training state that can be saved, resumed and run in pieces.
+
+    (But for what `Recipe.reuse` keeps, which is made anew.)
 
     Where ``torch.distributed`` is initialised (torchrun), each worker makes its own batches and
     the gradients are averaged; the first one evaluates, saves and logs.
@@ -91,7 +93,7 @@ class Trainer:
         if distributed.is_initialized():
             self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
         self.held_out = held_out
-        self.made: deque[Batch] = deque(maxlen=REUSED)
+        self.made: deque[Batch] = deque(maxlen=max(1, REUSED // recipe.batch))
         self.memory: deque[list[tuple[Tensor, ...]]] = deque(
             maxlen=max(1, recipe.memory // recipe.batch))
 
@@ -277,6 +279,7 @@ class Trainer:
         ``on_evaluation`` is called with every logged record, after the state was saved; its
         ``best`` tells whether the averaged weights have never evaluated better.
         """
+        validation = self.validation if self.rank == 0 else []      # (draws random numbers)
         begin = last = time.monotonic()
         losses: list[float] = []
         made = self.recipe.batch * self.workers  # pairs a step
@@ -292,7 +295,7 @@ class Trainer:
             self.seconds, last = self.seconds + now - last, now
             due = self.seen // evaluate_every != (self.seen - made) // evaluate_every
             if (due or ends) and self.rank == 0:
-                errors = evaluate(self.averaged, self.validation)
+                errors = evaluate(self.averaged, validation)
                 record = {'pairs': self.seen, 'seconds': self.seconds,
                           'loss': sum(losses) / len(losses),
                           'lr': self.rate.item(),
