@@ -19,6 +19,13 @@ import time
 from typing import Any
 
 import numpy as np
+from perceiver_flow_ros.commands._cuda_tasks import (
+    moving_parts,
+    of_lite,
+    of_pairs,
+    of_peer,
+    Task,
+)
 from perceiver_flow_ros.commands._gpu import ceilings, ENOUGH, gpu, seconds
 from perceiver_flow_ros.commands._kernel_checks import ALLOWED, check_kernels, Sizes
 from perceiver_flow_ros.commands.benchmark import (
@@ -37,7 +44,7 @@ from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.flow.tiling import tile_grid
 from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.launch import Blocks
-from perceiver_flow_ros.model.official import OfficialConfig, patches, TOKEN
+from perceiver_flow_ros.model.official import OfficialConfig, TOKEN
 import torch
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -152,7 +159,7 @@ def rows(device: torch.device, setup: Setup, limits: dict[str, Any]) -> Iterator
         peer = transformers_peer(network).to(device)
         for precision in (torch.float32, torch.bfloat16):
             row, flow = measured(f'transformers {name_of(precision)}',
-                                 partial(of_peer, peer, precision, setup, device), device,
+                                 partial(of_peer, peer, precision, setup.size, device), device,
                                  max(setup.repeat // 5, 1))
             baseline[precision] = row.get('seconds')
             yield judged(row, flow, expected, precision)
@@ -238,9 +245,6 @@ def in_a_line(error: Exception) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
-Task = tuple[Callable[[int], object], Callable[[int], object], Callable[[], np.ndarray]]
-
-
 def measured(name: str, make: Callable[[], Task], device: torch.device, repeat: int
              ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Time what ``make`` sets up: the task on the device, the whole pair on the host."""
@@ -268,60 +272,6 @@ def measured(name: str, make: Callable[[], Task], device: torch.device, repeat: 
         return {'name': name, 'error': in_a_line(error)}, None
     return {'name': name, 'seconds': statistics.median(took), 'fastest': min(took),
             'slowest': max(took), 'host': statistics.median(host), 'memory': peak}, flow
-
-
-def pairs_of(size: tuple[int, int]) -> list[np.ndarray]:
-    """Make four pairs to take turns."""
-    first = frame_pair(*size)
-    return [first, first[:, ::-1].copy(), 255 - first, first[:, :, ::-1].copy()]
-
-
-def moving_parts(height: int, width: int) -> np.ndarray:
-    """Make a pair of which the middle goes another way, far and before the rest."""
-    first, second = frame_pair(height, width)
-    y, x = slice(height // 3, 2 * height // 3), slice(width // 3, 2 * width // 3)
-    second[y, x] = np.roll(first[::-1, ::-1], (height // 20, -width // 10), (0, 1))[y, x]
-    first[y, x] = first[::-1, ::-1][y, x]
-    return np.stack([first, second])
-
-
-def of_peer(peer: Any, precision: torch.dtype, setup: Setup, device: torch.device) -> Task:
-    """Set up transformers in a precision, its patches ready on the device."""
-    peer = peer.to(precision)
-    frames = [torch.from_numpy(pair)[None].to(device) for pair in pairs_of(setup.size)]
-    inputs = [patches(f).unflatten(-1, (2, 27)).permute(0, 3, 4, 1, 2).to(peer.dtype)
-              for f in frames]
-
-    def task(i: int) -> None:
-        peer(inputs=inputs[i % 4])
-    return task, task, lambda: 20 * peer(inputs=inputs[0]).logits[0].float().cpu().numpy()
-
-
-def of_pairs(flow_of: CudaFlow, replay: Replay, size: tuple[int, int],
-             device: torch.device) -> Task:
-    """Set up ours, from frames on the host to flow on the device, fetched for the result only."""
-    pairs = pairs_of(size)
-
-    def task(i: int) -> None:
-        flow_of.launch(*pairs[i % 4])
-        if replay.stream is not None:
-            torch.cuda.current_stream(device).wait_stream(replay.stream)
-    return task, lambda i: flow_of.launch(*pairs[i % 4]), lambda: flow_of(*pairs[0])
-
-
-def of_lite(estimator: LiteEstimator, size: tuple[int, int], device: torch.device) -> Task:
-    """Set up lite; refinement, where the setting has it, is on the CPU and part of the host's."""
-    pairs, replay = pairs_of(size), estimator.replay
-
-    def task(i: int) -> None:
-        estimator.launch(*pairs[i % 4])
-        if replay.stream is not None:
-            torch.cuda.current_stream(device).wait_stream(replay.stream)
-
-    def flow() -> np.ndarray:
-        with replay.context():
-            return replay.fetch(estimator.launch(*moving_parts(*size)))
-    return task, lambda i: estimator(*pairs[i % 4]), flow
 
 
 def line(row: dict[str, Any]) -> str:
