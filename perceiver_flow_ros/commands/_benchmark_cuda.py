@@ -115,7 +115,7 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None],
                                    report['ceilings']['matrix'].items())
         + f', {report["ceilings"]["copy"] / 1e12:.2f} TB/s copied')
 
-    say(f'\n{"":38}{"device":>10}{"pairs/s":>9}{"host":>9}{"memory":>9}{"of ceiling":>12}'
+    say(f'\n{"":38}{"device":>10}{"pairs/s":>9}{"host":>10}{"memory":>9}{"of ceiling":>12}'
         f'{"speed-up":>10}{"error":>9}')
     report['rows'] = []
     for row in rows(device, setup, report['ceilings']):
@@ -280,7 +280,7 @@ def line(row: dict[str, Any]) -> str:
         return f"{row['name']:38}FAILED: {row['error']}"
     speedup = row.get('speedup', {})
     text = (f"{row['name']:38}{1e3 * row['seconds']:7.2f} ms{1 / row['seconds']:9.1f}"
-            f"{1e3 * row['host']:6.2f} ms{row['memory'] / 1e9:6.2f} GB")
+            f"{1e3 * row['host']:7.2f} ms{row['memory'] / 1e9:6.2f} GB")
     text += f"{row['ceiling']:11.0%} " if 'ceiling' in row else 12 * ' '
     text += f"{speedup['float32']:9.1f}x" if 'float32' in speedup else 10 * ' '
     text += f" ({speedup['bfloat16']:.1f}x)" if 'bfloat16' in speedup else ''
