@@ -2,6 +2,7 @@
 """The command `bag`: the node's messages of every image, offline, and a trajectory."""
 
 import json
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import cv2
 import numpy as np
 from perceiver_flow_ros.commands._bag_pairs import decoded
+from perceiver_flow_ros.commands._demo_frames import choose_topic, COMPRESSED, IMAGE
 from perceiver_flow_ros.commands.bagfile import (
     BagWriter,
     camera_info_message,
@@ -47,7 +49,8 @@ def calibration(width=CAMERA.width, focal=True):
     return camera_info_message(*size, 'plumb_bob', none, k, [0.0] * 9, [0.0] * 12)
 
 
-def write(path, views, *, info=True, depth=False, imu=False, tf=None, times=None):
+def write(path, views, *, info=True, depth=False, imu=False, tf=None, times=None,
+          stored=None):
     """Write a bag as a robot's; depth images are stored after the colour ones."""
     with BagWriter(path, force=True) as bag:
         if tf is not None:
@@ -56,7 +59,8 @@ def write(path, views, *, info=True, depth=False, imu=False, tf=None, times=None
             stamp = 10**9 + (i * 10**9 // RATE if times is None else round(times[i] * 1e9))
             header = header_message(stamp, 'camera')
             image = image_message(view.image, 'rgb8', header)
-            bag.write('/cam/image_raw', 'sensor_msgs/msg/Image', image, stamp)
+            when = stamp if stored is None else 10**9 + round(stored[i] * 1e9)
+            bag.write('/cam/image_raw', 'sensor_msgs/msg/Image', image, when)
             if info:
                 message = calibration() if info is True else info
                 message.header = header
@@ -193,6 +197,34 @@ def test_depth_that_is_stored_late_and_transforms_of_the_bag(capsys, tmp_path, v
         assert np.abs(linear(twist) - (SPEED, 0, 0)).max() < 0.1
 
 
+def test_an_image_out_of_order_is_skipped(capsys, tmp_path, views):
+    """Its time is in the pose already: the next pair begins where the pose is."""
+    source = write(tmp_path / 'in.mcap', views[:4], times=[0, 0.2, 0.1, 0.3],
+                   stored=[0, 0.1, 0.2, 0.3])
+    tum = tmp_path / 'out.tum'
+    assert bag(source, tmp_path / 'out.mcap', '--tum', tum) == 0
+    assert '1 x late' in capsys.readouterr().out
+    stamps = np.loadtxt(tum)[:, 0]
+    assert np.allclose(stamps, [1.0, 1.2, 1.3])
+    written = read(tmp_path / 'out.mcap')['/perceiver_flow/flow/previous']
+    pairs = [[m.time_ref.nanosec, m.header.stamp.nanosec] for _, m in written]
+    assert pairs == [[0, 200_000_000], [200_000_000, 300_000_000]]
+
+
+def test_depth_is_never_taken_for_the_camera():
+    cases = [({'/c/image_raw': IMAGE, '/c/image_raw/compressed': COMPRESSED}, '/c/image_raw'),
+             ({'/c/color/image_raw': IMAGE, '/c/depth/image_raw': IMAGE}, '/c/color/image_raw'),
+             ({'/c/image_raw/compressed': COMPRESSED}, '/c/image_raw/compressed'),
+             ({'/c/image_raw/compressed': COMPRESSED, '/c/depth/image_rect_raw': IMAGE}, None),
+             ({'/rgb/image_rect_color': IMAGE, '/depth/image_raw': IMAGE}, None)]
+    for topics, expected in cases:
+        if expected:
+            assert choose_topic(Path('x.mcap'), topics, None) == expected
+        else:
+            with pytest.raises(ValueError, match='choose one with --image-topic'):
+                choose_topic(Path('x.mcap'), topics, None)
+
+
 def test_what_is_missing_is_counted_and_flow_goes_on(capsys, tmp_path, views):
     times = [0.0, 0.1, 0.1, 0.2, 5.0, 5.1]
     still = [views[0], views[1], views[1], views[2], views[3], views[3]]
@@ -285,11 +317,19 @@ def test_compressed_images_are_what_the_node_makes_of_them():
 def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, views):
     source, out = write(tmp_path / 'in.mcap', views[:2], depth=True), tmp_path / 'out.mcap'
     (tmp_path / 'no.mcap').write_bytes(b'nothing')
+    (tmp_path / 'one.bag').write_bytes(b'#ROSBAG V2.0')
     single = write(tmp_path / 'one.mcap', views[:1])
+    still = write(tmp_path / 'still.mcap', views[:2], times=[0, 0])
+    folder = write(tmp_path / 'folder', views[:2])
     cases = [
         ((tmp_path / 'none.mcap', out), 'No such bag'),
         ((tmp_path / 'no.mcap', out), 'not a bag that can be read'),
         ((source, source), 'same bag'),
+        ((source, out, '--force', '--tum', source), 'is, or is inside, the input or the output'),
+        ((source, out, '--force', '--tum', out), 'is, or is inside, the input or the output'),
+        ((folder, folder / 'in.mcap', '--force'), 'is inside the input'),
+        ((tmp_path / 'one.bag', out), 'rosbags-convert'),
+        ((still, out), '1 images on /cam/image_raw; flow needs two: 1 x repeated (an image'),
         ((single, out), 'flow needs two'),
         ((source, out, '--topics', 'twits'), 'expected some of flow'),
     ]

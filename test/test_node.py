@@ -133,6 +133,15 @@ def test_repeated_backward_and_distant_stamps_and_another_size(stand_in):
     assert r.estimator.pairs[-1][0].shape == (100, 140)
 
 
+def test_an_image_out_of_order_is_skipped(stand_in):
+    """What it showed is in the last pair already."""
+    r = stand_in()
+    for stamp in (10.0, 10.1, 10.05, 10.2):
+        r.send(picture(), stamp)
+    assert r.flows(2) == [(10.0, 10.1), (10.1, 10.2)]
+    r.status('flow', 'went back by 0.050 s (an image out of order')
+
+
 def test_unset_stamps_are_named(stand_in):
     r = stand_in()
     for _ in range(3):

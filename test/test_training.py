@@ -4,6 +4,8 @@
 from dataclasses import replace
 import itertools
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -247,6 +249,52 @@ def test_some_pairs_show_little_but_a_small_object_that_goes_far():
     share = moves.float().mean((1, 2))
     assert (share < 0.25).float().mean() > 0.8 and share.max() < 0.6
     assert ((0.005 < share) & (share < 0.25)).float().mean() > 0.8
+
+
+def test_a_state_that_is_none_is_refused_and_none_is_left_unfinished(tmp_path, monkeypatch):
+    trainer = train(tmp_path, 1)
+    whole = trainer.state_file.read_bytes()
+    monkeypatch.setattr('os.replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'full')))
+    with pytest.raises(OSError, match='full'):
+        trainer.save()
+    assert trainer.state_file.read_bytes() == whole and len([*tmp_path.iterdir()]) == 1
+    trainer.state_file.write_bytes(b'junk')
+    with pytest.raises(ValueError, match='is no state of a training'):
+        trainer.resume()
+
+
+def test_weights_are_kept_before_their_error_is(tmp_path):
+    """Else, where they cannot be written, the next run would wait for better ones."""
+    trainer = Trainer(tmp_path, replace(RECIPE, pairs=RECIPE.batch), TEXTURES, TEXTURES, SMALL)
+    seen = []
+    trainer.run(on_evaluation=lambda record: seen.append(trainer.state_file.exists()))
+    assert seen == [False] and trainer.state_file.exists()
+
+
+@pytest.mark.parametrize('arguments', [
+    ('--largest', '-5'), ('--largest', '2', '--only-choice', '--size', '128', '128'),
+    ('--reuse', '2', '--only-choice', '--size', '128', '128'), ('--reuse', '0')])
+def test_training_is_not_told_nonsense(tmp_path, capsys, arguments):
+    assert main(['train', str(tmp_path / 'run'), *arguments]) == 2
+    assert f'{arguments[0]} is {arguments[1]}' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_photographs_that_are_too_small_are_refused(tmp_path):
+    cv2.imwrite(str(tmp_path / 'small.png'), np.zeros((100, 400, 3), np.uint8))
+    with pytest.raises(ValueError, match='of at least 128 pixels each way'):
+        Textures([tmp_path])
+
+
+@pytest.mark.slow
+def test_two_workers_train_frames_of_which_some_are_too_small_for_a_choice(tmp_path):
+    """Each draws its own shape; where one has no level to choose at, the choice rests there."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m',
+         'perceiver_flow_ros', 'train', str(tmp_path), '--pairs', '8', '--batch', '1', '--size',
+         '80', '96', '--device', 'cpu'], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'finished' in done.stdout and (tmp_path / 'state.pt').exists()
 
 
 def test_a_state_of_another_network_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from perceiver_flow_ros.odometry import cues
 from perceiver_flow_ros.ros import messages
 from perceiver_flow_ros.ros.compressed import decode
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame
-from perceiver_flow_ros.ros.frames import Frame, in_order, why_no_pair
+from perceiver_flow_ros.ros.frames import Frame, SKIPPED, why_no_pair
 from perceiver_flow_ros.ros.motion import Motion, Outcome, time_to_contact
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.transforms import quaternion_of_turn, StaticTree
@@ -85,7 +86,8 @@ class Results:
         obstacle = previous and why_no_pair(previous, frame, self._settings.max_frame_gap)
         if obstacle:
             self._no_pair[obstacle[0]] += 1
-        if obstacle and obstacle[0] == 'repeated':
+            self._explained.setdefault(*obstacle)
+        if obstacle and obstacle[0] in SKIPPED:
             return
         self.frames += 1
         self._previous = frame
@@ -93,7 +95,7 @@ class Results:
             self._motion.reset()
             self._pose = np.eye(4)
         elif previous is not None and obstacle:
-            self._motion.follow(*in_order(previous, frame), None)
+            self._motion.follow(previous, frame, None)
         elif previous is not None:
             yield from self._of_pair(previous, frame)
         self._trajectory.append((frame.stamp, self._pose))
@@ -110,8 +112,10 @@ class Results:
         for name, message in made.items():
             if message is not None and name in self._wanted:
                 yield name, KINDS[name], message
-        if self._settings.publish_tf and outcome.estimate.usable and outcome.estimate.metric:
-            message = messages.tf(MAKER, frame.header.stamp, outcome.estimate, outcome.frames)
+        estimate = outcome.estimate
+        if self._settings.publish_tf and 'odometry' in self._wanted and estimate.metric \
+                and estimate.usable:
+            message = messages.tf(MAKER, frame.header.stamp, estimate, outcome.frames)
             yield '/tf', messages.TF, message
 
     def _made(self, previous, frame, flow, stride, backward, outcome) -> dict[str, Any]:
@@ -160,7 +164,7 @@ class Results:
             'device': self._estimator.device,
             'frames': self.frames,
             'flows': self.flows,
-            'seconds': (stamps[-1] - stamps[0]) / 1e9,
+            'seconds': sum(max(0, b - a) for a, b in pairwise(stamps)) / 1e9,
             'scale_source': self._settings.scale_source,
             'motions': self._motions,
             'motion_kinds': dict(self._kinds.most_common()),
@@ -170,6 +174,12 @@ class Results:
             'no_pair': dict(self._no_pair.most_common()),
             'remarks': dict(self._remarks.most_common()),
         }
+
+    def why_so_few(self) -> str:
+        """Say what became of the images that are no frames or make no pair."""
+        return '; '.join(f'{count} x {why}' + (f' ({self._explained[why]})'
+                                               if why in self._explained else '')
+                         for why, count in self._no_pair.most_common())
 
     def write_tum(self, path: Path) -> None:
         """Write a line "t x y z qx qy qz qw" per frame (seconds, metres), whole or not at all."""

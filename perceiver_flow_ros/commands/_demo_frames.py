@@ -191,13 +191,17 @@ def read_bag(bag: Path, image_topic: str | None) -> tuple[Iterator[Any], Any]:
 
 
 def choose_topic(bag: Path, topics: dict[str, str], wanted: str | None) -> str:
-    """Choose the image topic: the one asked for, or the only one, raw before compressed."""
+    """Choose the image topic: the one asked for, or the only one, or the only raw camera.
+
+    An image is preferred to its own compressed one; another camera's counts as one more.
+    """
     images = [t for t, k in topics.items() if k == IMAGE]
     every = images + [t for t, k in topics.items() if k == COMPRESSED]
     if wanted in every:
         return wanted
-    raw = [t for t in images if t.endswith('/image_raw')]
-    for candidates in (images, raw, every):
+    cameras = [t for t in every if t in images or t.rpartition('/')[0] not in images]
+    raw = [t for t in cameras if t.endswith('/image_raw') and 'depth' not in t]
+    for candidates in (cameras, raw):
         if wanted is None and len(candidates) == 1:
             return candidates[0]
     found = ', '.join(sorted(every)) or 'none'

@@ -66,12 +66,7 @@ def run(args: argparse.Namespace) -> int:
     settings = read_yaml(args.params_file) if args.params_file else defaults()
     settings = settings.but({k: v for k in ('model', 'device') if (v := getattr(args, k))})
     _ = settings.odometry  # refused here, before anything is read
-    if args.tum and args.tum.exists() and not args.force:
-        raise FileExistsError(17, 'The file exists already; give --force to replace it', args.tum)
-    if args.tum and not args.tum.resolve().parent.is_dir():
-        raise FileNotFoundError(2, 'No such folder to write the trajectory to', args.tum.parent)
-    if args.output.resolve() == args.source.resolve():
-        raise ValueError(f'{args.output}: input and output are the same bag')
+    check_outputs(args)
     writer = BagWriter(args.output, force=args.force)  # its complaints come before the work
     with open_bag(args.source) as reader:
         topics = choose_topics(args, reader, settings)
@@ -87,8 +82,10 @@ def run(args: argparse.Namespace) -> int:
                     bag.write(name, kind, message, event.time)
                 progress.update()
             if results.frames < 2:
+                why = results.why_so_few()
                 raise ValueError(
                     f'{args.source}: {results.frames} images on {topics["image"]}; flow needs two'
+                    + (f': {why}' if why else '')
                 )
     if args.tum:  # after the bag: what goes wrong here costs nothing of it
         results.write_tum(args.tum)
@@ -97,6 +94,25 @@ def run(args: argparse.Namespace) -> int:
         report['tum'] = str(args.tum)
     print(json.dumps(report, indent=2) if args.json else describe(report))
     return 0
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs that would replace what must stay, or each other, before anything is read."""
+    source, output = args.source.resolve(), args.output.resolve()
+    if source == output:
+        raise ValueError(f'{args.output}: input and output are the same bag')
+    if source in output.parents:
+        raise ValueError(f'{args.output} is inside the input: choose another place')
+    if args.tum is None:
+        return
+    tum = args.tum.resolve()
+    if tum in (source, output) or {source, output} & {*tum.parents}:
+        raise ValueError(f'--tum {args.tum} is, or is inside, the input or the output: choose '
+                         'another place')
+    if args.tum.exists() and not args.force:
+        raise FileExistsError(17, 'The file exists already; give --force to replace it', args.tum)
+    if not tum.parent.is_dir():
+        raise FileNotFoundError(2, 'No such folder to write the trajectory to', args.tum.parent)
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -129,6 +145,9 @@ def open_bag(path: Path) -> Any:
 
     if not path.exists():
         raise FileNotFoundError(2, 'No such bag', str(path))
+    if path.suffix == '.bag':
+        raise ValueError(f'{path}: a bag of ROS 1; make a ROS 2 bag of it: rosbags-convert '
+                         f'--src {path} --dst {path.with_suffix("")}')
 
     class Reader(AnyReader):
 
@@ -161,7 +180,8 @@ def choose_topics(args: argparse.Namespace, reader: Any, settings: Any) -> dict[
     from perceiver_flow_ros.commands._demo_frames import choose_topic
 
     types = {c.topic: c.msgtype for c in reader.connections}
-    image = choose_topic(args.source, types, args.image_topic)
+    cameras = {topic: kind for topic, kind in types.items() if topic != args.depth_topic}
+    image = choose_topic(args.source, cameras, args.image_topic)
     topics = {'image': image}
     beside = image.removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
     if args.camera_info_topic or beside in types:

@@ -94,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
     if args.only_choice and min(args.size) < 112:
         raise ValueError(f'--size is {args.size}, expected at least 112 pixels each way with '
                          '--only-choice: smaller frames lack the level where tokens choose')
+    smallest = 2.0 if args.only_choice else 0.5  # (there is no choice about less)
+    if not args.largest > smallest:
+        raise ValueError(f'--largest is {args.largest}, expected more than {smallest} pixels')
     if args.only_choice and args.reuse > 1:
         raise ValueError(f'--reuse is {args.reuse}, expected 1 with --only-choice, which learns '
                          'from every pair several times anyway')
@@ -109,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         width=args.size[1],
         learning_rate=args.learning_rate,
         motion=Motion(
-            smallest=2.0 if args.only_choice else 0.5,  # (there is no choice about less)
+            smallest=smallest,
             largest=args.largest,
             augment=0.0 if args.plain else 0.5 if args.only_choice else 1.0,
             both_ways=args.plain,

@@ -97,7 +97,7 @@ class LiteEstimator:
         """
         with self.replay.context():
             if self.replay.stream is None:
-                return self._flow(*(torch.from_numpy(np.ascontiguousarray(f))
+                return self._flow(*(torch.from_numpy(np.require(f, requirements=['C', 'W']))
                                     for f in (previous, current)))
             frames = self.replay.upload(previous, current)
             return self.replay(frames.shape, lambda: self._flow(*frames))

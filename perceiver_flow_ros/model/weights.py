@@ -83,9 +83,12 @@ def save_lite(network: LitePerceiver, path: str | Path) -> None:
     part = path.with_name(path.name + '.part')
     tensors = {name: value.detach().cpu().contiguous()
                for name, value in network.state_dict().items()}
-    part.write_bytes(save(tensors, metadata={
-        'variant': 'lite', 'config': json.dumps(asdict(network.config))}))
-    os.replace(part, path)
+    try:
+        part.write_bytes(save(tensors, metadata={
+            'variant': 'lite', 'config': json.dumps(asdict(network.config))}))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def variant_of(path: str | Path) -> str:

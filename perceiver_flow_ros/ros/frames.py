@@ -40,6 +40,9 @@ def nanoseconds(stamp: Any) -> int:
     return stamp.sec * 10**9 + stamp.nanosec
 
 
+SKIPPED = 'repeated', 'late'  # why an image is as if it had not come: the next one may be a pair
+
+
 def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, str] | None:
     """Say, in a word and in full, why two frames make no pair; `max_gap` in seconds."""
     gap = (current.stamp - previous.stamp) / 1e9
@@ -57,11 +60,6 @@ def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, s
     if previous.image.shape != current.image.shape:
         return 'size', f'images changed from {_size(previous.image)} to {_size(current.image)}'
     return None
-
-
-def in_order(one: Frame, other: Frame) -> tuple[Frame, Frame]:
-    """Sort two frames by their stamps."""
-    return (one, other) if one.stamp <= other.stamp else (other, one)
 
 
 def _size(image: np.ndarray) -> str:

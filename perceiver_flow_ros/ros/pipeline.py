@@ -22,7 +22,7 @@ from perceiver_flow_ros.flow.estimator import FlowEstimator, set_threads
 from perceiver_flow_ros.ros.compressed import decode, encode
 from perceiver_flow_ros.ros.conversion import BadImage, to_frame, to_message
 from perceiver_flow_ros.ros.cues import Cues
-from perceiver_flow_ros.ros.frames import Frame, in_order, nanoseconds, why_no_pair, Worker
+from perceiver_flow_ros.ros.frames import Frame, nanoseconds, SKIPPED, why_no_pair, Worker
 from perceiver_flow_ros.ros.notices import explain
 from perceiver_flow_ros.ros.parameters import Settings
 from perceiver_flow_ros.ros.topics import create_output
@@ -151,13 +151,18 @@ class Pipeline:
             self._previous = None
             return
         frame = Frame(message.header, self._pixels(message))
-        previous, self._previous = (None if self._forget else self._previous), frame
+        previous = None if self._forget else self._previous
         self._forget = False
         if previous is None:
+            self._previous = frame
             return
         obstacle = why_no_pair(previous, frame, self._node.settings.max_frame_gap)
         if obstacle:
             self._node.diagnostics.restarted(*obstacle)
+            if obstacle[0] in SKIPPED:
+                return
+        self._previous = frame
+        if obstacle:
             self._odometry_without(obstacle[0], previous, frame)
             return
         start = time.perf_counter()
@@ -192,8 +197,8 @@ class Pipeline:
         """Tell the odometry of two images that make no pair."""
         if obstacle == 'backward':  # a bag that starts again starts a new pose
             self.cues.motion.reset()
-        elif obstacle != 'repeated' and self.cues.wanted():
-            self.cues.missed(*in_order(previous, frame))
+        elif self.cues.wanted():
+            self.cues.missed(previous, frame)
 
     def _publish(self, previous: Frame, frame: Frame, flow: np.ndarray) -> None:
         """Publish what is subscribed to, under the header of the image that the flow leads to."""

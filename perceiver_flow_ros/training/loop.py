@@ -5,11 +5,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cached_property
+import io
 import json
 import math
 from pathlib import Path
 import time
 
+from perceiver_flow_ros.flow.files import write_whole
 from perceiver_flow_ros.flow.replay import Replay
 from perceiver_flow_ros.model.choice import Options
 from perceiver_flow_ros.model.evidence import TOKEN
@@ -56,7 +58,7 @@ def mirrored(batch: Batch) -> Batch:
 class Trainer:
     """Training state that can be saved, resumed and run in pieces.
 
-    (But for what `Recipe.reuse` keeps, which is made anew.)
+    (But for what `Recipe.reuse` and ``only_choice`` keep of the last pairs, which is made anew.)
 
     Where ``torch.distributed`` is initialised (torchrun), each worker makes its own batches and
     the gradients are averaged; the first one evaluates, saves and logs.
@@ -111,18 +113,22 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state atomically: a crash leaves the last one."""
-        temporary = self.state_file.with_suffix('.tmp')
+        state = io.BytesIO()
         torch.save({'network': self.network.state_dict(), 'averaged': self.averaged.state_dict(),
                     'optimiser': self.optimiser.state_dict(), 'seen': self.seen,
                     'seconds': self.seconds, 'best': self.best,
-                    'config': asdict(self.network.config)}, temporary)
-        temporary.replace(self.state_file)
+                    'config': asdict(self.network.config)}, state)
+        write_whole(self.state_file, state.getvalue())
 
     def resume(self) -> bool:
         """Continue from ``state.pt`` if there is one."""
         if not self.state_file.exists():
             return False
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        except Exception as error:      # whatever torch.load raises
+            raise ValueError(f'{self.state_file} is no state of a training: {error}; choose '
+                             'another folder or remove it') from None
         if state['config'] != asdict(self.network.config):
             raise ValueError(f'{self.state_file} holds another network: {state["config"]}; '
                              f'choose another folder or remove it')
@@ -276,7 +282,7 @@ class Trainer:
             on_evaluation: Callable[[dict], None] = lambda record: None) -> None:
         """Train until the recipe's pairs are seen, or ``seconds`` are over; state is saved.
 
-        ``on_evaluation`` is called with every logged record, after the state was saved; its
+        ``on_evaluation`` is called with every record, before it is logged and the state saved; its
         ``best`` tells whether the averaged weights have never evaluated better.
         """
         validation = self.validation if self.rank == 0 else []      # (draws random numbers)
@@ -302,9 +308,9 @@ class Trainer:
                           'best': errors['epe'] < self.best, **errors}
                 self.best = min(self.best, errors['epe'])
                 losses = []
+                on_evaluation(record)       # (which keeps the weights: before their error is)
                 self.save()
                 self.log(record)
-                on_evaluation(record)
 
     def agree(self, over: bool) -> bool:
         """All workers stop at the same step: when the first one says so."""

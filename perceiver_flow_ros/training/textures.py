@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.ppm', '.bmp'}
 TEST_DATA = 'rubberwhale', 'ambush_', 'aloe'  # in names of pictures that flow is measured on
+SMALLEST = 128  # pixels each way, of a photograph
 HELD_OUT = 8  # every so many-th photograph is for evaluation only
 SIDE = 640  # pixels of the shorter side: downscaling gives a photograph detail at pixel scale
 
@@ -32,22 +33,31 @@ class Textures:
 
     Parameters
     ----------
-    folders : searched recursively for images; without any, the packaged photographs are used.
+    folders : searched recursively for images of `SMALLEST` pixels and more, beside the packaged
+        photographs; ValueError where one has none.
     device : where patches are made.
     """
 
     def __init__(self, folders: list[Path] | None = None, device: str = 'cpu'):
-        files = packaged_photographs()
+        self.images: list[Tensor] = []
+        self.device = device
+        detail = self._load(packaged_photographs())
         for folder in folders or []:
             found = [f for f in sorted(Path(folder).rglob('*')) if f.suffix.lower() in SUFFIXES]
-            if not found:
-                raise ValueError(f'no images under {folder}: expected one of {sorted(SUFFIXES)}')
-            files += found
-        self.images: list[Tensor] = []
+            added = self._load(found)
+            if not added:
+                raise ValueError(f'no images under {folder}: expected one of {sorted(SUFFIXES)}, '
+                                 f'of at least {SMALLEST} pixels each way')
+            detail += added
+        # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
+        self.weights = torch.tensor(detail)
+
+    def _load(self, files: list[Path]) -> list[float]:
+        """Add photographs; give how much detail each one has, 0 where it is not to be used."""
         detail = []
         for file in files:
             image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            if image is None or min(image.shape[:2]) < 128:
+            if image is None or min(image.shape[:2]) < SMALLEST:
                 continue
             scale = min(1.0, SIDE / min(image.shape[:2]))
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -55,10 +65,8 @@ class Textures:
             used = not any(name in file.name.lower() for name in TEST_DATA)
             detail.append(used * min(40.0, 2 + cv2.Laplacian(grey, cv2.CV_32F).std()))
             rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
-            self.images.append(torch.from_numpy(rgb).to(device))
-        # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
-        self.weights = torch.tensor(detail)
-        self.device = device
+            self.images.append(torch.from_numpy(rgb).to(self.device))
+        return detail
 
     def split(self, every: int) -> tuple['Textures', 'Textures']:
         """Two banks: all but each ``every``-th photograph, and these, held out."""

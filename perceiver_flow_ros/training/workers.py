@@ -29,8 +29,10 @@ def start_workers(device: str) -> str:
 
 def average_gradients(network: torch.nn.Module, workers: int) -> None:
     """Mean of every gradient over the workers, in one message."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for p in learning:          # (no worker's frames may be too small for what others learn)
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    flat = torch.cat([p.grad.flatten() for p in learning])      # type: ignore[union-attr]
     distributed.all_reduce(flat)
-    for g, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients])):
-        g.copy_(mean.view_as(g))
+    for p, mean in zip(learning, (flat / workers).split([p.numel() for p in learning])):
+        p.grad.copy_(mean.view_as(p))       # type: ignore[union-attr]
