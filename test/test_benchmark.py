@@ -42,6 +42,12 @@ def test_table_and_json(canned, monkeypatch, tmp_path, capsys):
         for quality in ('fast', 'balanced', 'best')]
 
 
+def test_a_size_that_no_stride_divides(canned):
+    flow = np.random.default_rng(1).normal(size=(20, 24, 2)).astype(np.float32)
+    canned.update(dict.fromkeys(('reference', 'folded'), flow))
+    assert main(['benchmark', '--height', '20', '--width', '24', '--no-peer']) == 0
+
+
 def test_lost_parity_fails(canned, capsys):
     canned['folded'] = FLOW + 0.001
     assert main(['benchmark', '--no-peer', '--json']) == 1
@@ -68,6 +74,15 @@ def test_a_line_that_cannot_be_measured():
 def test_bad_arguments(capsys):
     assert main(['benchmark', '--repeat', '0']) == 2
     assert 'must be at least 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+@pytest.mark.parametrize('name', ['none/figures.json', ''])
+def test_figures_that_could_not_be_written_are_not_measured(capsys, tmp_path, device, name):
+    path = tmp_path / name
+    assert main(['benchmark', '--device', device, '--json', str(path)]) == 2
+    output = capsys.readouterr()
+    assert f'--json is {path}, expected a file in a folder' in output.err and not output.out
 
 
 @pytest.mark.slow

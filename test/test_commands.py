@@ -2,11 +2,13 @@
 """The commands estimate, evaluate and record, as they are typed."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.commands import pairs
 from perceiver_flow_ros.commands.main import main, SUBCOMMANDS
 from perceiver_flow_ros.flow import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image, write_flow, write_image
@@ -281,6 +283,57 @@ def test_evaluate_says_what_is_wrong(capsys, tmp_path):
     assert 'frame10.png is 90x70' in refused(capsys, 'evaluate', tmp_path, '--model', 'dis')
 
 
+def test_evaluate_names_the_pair_that_nothing_can_be_compared_with(capsys, tmp_path):
+    names = ('frame_0001.png', 'frame_0002.png', 'gt/frame_0001.flo', 'gt/invalid/frame_0001.png')
+    mask = tmp_path / names[3]
+    make_pair(*[tmp_path / name for name in names])
+    write_image(mask, np.zeros((60, 80), np.uint8))
+    message = refused(capsys, 'evaluate', tmp_path, '--model', 'dis')
+    assert f'{mask} is 80x60, but its true flow' in message and 'frame_0001.flo 90x70' in message
+    write_image(mask, np.full((70, 90), 255, np.uint8))
+    message = refused(capsys, 'evaluate', tmp_path, '--model', 'dis')
+    assert f'{tmp_path / names[2]}: the flow is unknown everywhere' in message
+
+
+def test_evaluate_follows_links_and_counts_nothing_twice(capsys, tmp_path):
+    frames = 'frame10.png', 'frame11.png', 'flow10.flo'
+    for folder in ('root/Dogs', 'root/.made.7.partial', 'elsewhere/Army', 'beside'):
+        make_pair(*[tmp_path / folder / name for name in frames])
+    for link, target in {
+        'root/Linked': 'elsewhere',
+        'root/Again': 'root/Dogs',
+        'root/Dogs/above': '.',
+        'elsewhere/Army/circle': 'elsewhere',
+    }.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert main(['evaluate', str(tmp_path / 'root'), '--model', 'dis', '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)['pairs']
+    assert [row['name'] for row in rows] == ['Dogs', 'Linked/Army']
+
+
+def test_pairs_come_whole_or_not_at_all(capsys, monkeypatch, tmp_path):
+    pair = pairs.MadePair(textured(), textured(), np.zeros((70, 90, 2)), np.ones((70, 90), bool))
+
+    def drives(end):
+        yield pair
+        if end:
+            raise end
+        yield pair
+
+    for name in ('new/one', 'empty'):
+        folder, before = tmp_path / name, sorted(tmp_path.rglob('*'))
+        command = ['pairs', str(folder), '--count', '2']
+        for end, code in ((KeyboardInterrupt(), 130), (ValueError('wrong'), 2), (None, 0)):
+            assert sorted(tmp_path.rglob('*')) == before
+            monkeypatch.setattr(pairs, 'drives', lambda seed, end=end: drives(end))
+            assert main(command) == code
+        assert sorted(path.name for path in folder.iterdir()) == list(pairs.FOLDERS)
+        assert len(list(folder.rglob('*.png'))) == 8
+        capsys.readouterr()
+        assert 'holds pairs already' in refused(capsys, *command)
+        (tmp_path / 'empty').mkdir(exist_ok=True)
+
+
 @pytest.mark.slow
 def test_pairs_are_made_and_evaluate_reads_them(capsys, tmp_path):
     """Drives and objects have truth for all pixels and for those the second frame shows."""
@@ -421,6 +474,10 @@ def test_record_takes_a_video(tmp_path):
         video.write(textured(seed=i))
     video.release()
     bag = tmp_path / 'bag.mcap'
+    fast = ['record', str(tmp_path / 'a.avi'), '-o', str(bag), '--fps', '2000']
+    assert main(fast) == 0
+    assert np.diff(stamps(read_bag(bag)['/camera/image_raw'])).tolist() == [500_000] * 4
+    bag.unlink()
     assert main(['record', str(tmp_path / 'a.avi'), '-o', str(bag), '--start', '100']) == 0
     messages = read_bag(bag)
     assert stamps(messages['/camera/image_raw']) == [100 * 10**9 + i * 4 * 10**7 for i in range(5)]
@@ -444,6 +501,28 @@ def test_record_replaces_a_bag_only_when_told_and_nothing_else(capsys, tmp_path)
     assert len(list(folder.iterdir())) == 2
 
 
+def test_record_replaces_no_file_that_only_bears_the_name_of_a_bag(capsys, tmp_path):
+    folder = make_images(tmp_path / 'images', 2)
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes' / 'metadata.yaml').write_text('a: 1')
+    for name in ('notes.db3', 'notes.mcap', 'notes/notes.mcap'):
+        (tmp_path / name).write_text('notes')
+    for name in ('other', 'bag'):
+        with sqlite3.connect(tmp_path / f'{name}.db3') as database:
+            database.execute('CREATE TABLE ' + {'bag': 'topics', 'other': 'people'}[name] + '(id)')
+        database.close()
+    for name in ('notes.db3', 'notes.mcap', 'notes', 'other.db3', 'bag.db3'):
+        before = sorted(tmp_path.rglob('*'))
+        command = ['record', folder, '--fps', 5, '-o', tmp_path / name]
+        message = 'give --force' if name == 'bag.db3' else 'is not a bag; choose another name'
+        assert message in refused(capsys, *command)
+        if name != 'bag.db3':
+            assert message in refused(capsys, *command, '--force')
+        assert sorted(tmp_path.rglob('*')) == before
+    assert main([str(a) for a in [*command, '--force']]) == 0
+    assert len(read_bag(tmp_path / 'bag.db3')['/camera/image_raw']) == 2
+
+
 def test_record_refuses_bad_input_and_leaves_nothing(capsys, tmp_path):
     folder = make_images(tmp_path / 'images', 3)
     calibration = tmp_path / 'camera.yaml'
@@ -455,6 +534,7 @@ def test_record_refuses_bad_input_and_leaves_nothing(capsys, tmp_path):
     assert 'no times.txt' in record()
     assert '--fps is 0' in record('--fps', 0)
     assert 'no images match' in record('--fps', 1, '--pattern', '*.jpg')
+    assert 'expected names below the folder' in record('--fps', 1, '--pattern', folder / '*.png')
     assert 'No such folder or video' in record('--fps', 1, source=tmp_path / 'none')
     assert 'not an absolute topic' in record('--fps', 1, '--image-topic', 'image raw')
     assert '.mcap is mcap' in record('--fps', 1, '--storage', 'sqlite3')
@@ -473,6 +553,8 @@ def test_record_refuses_bad_input_and_leaves_nothing(capsys, tmp_path):
     assert 'times.txt: 2 times for 3 images' in record()
     (tmp_path / 'times.txt').write_text('0\n2\n1\n')
     assert 'do not increase' in record()
+    (tmp_path / 'times.txt').write_text('0\n1\n1403636579763555584\n')  # EuRoC's
+    assert 'ends at 1.40363658e+18, expected seconds' in record()
     (tmp_path / 'video.avi').write_bytes(b'junk' * 1000)
     assert 'nor a video' in record(source=tmp_path / 'video.avi')
 

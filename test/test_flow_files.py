@@ -123,6 +123,13 @@ def test_images_come_as_rgb_of_8_bits(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / 'alpha.png'), red)
 
 
+@pytest.mark.parametrize(('name', 'width'), [('a.webp', 20_000), ('a.jpg', 70_000)])
+def test_an_image_too_large_for_its_format_is_refused(tmp_path, name, width):
+    with pytest.raises(ValueError, match=f'{name}: .* {width}x1 .*; choose another format'):
+        write_image(tmp_path / name, np.zeros((1, width, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_truncated_or_missing_image_is_refused(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     for suffix in ('.png', '.jpg', '.ppm'):

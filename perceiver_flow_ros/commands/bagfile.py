@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 import errno
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 
 SUFFIXES = {'mcap': '.mcap', 'sqlite3': '.db3'}
+MCAP_START, SQLITE_START = b'\x89MCAP0\r\n', b'SQLite format 3\0'
 METADATA_VERSION: Final = 8  # what every ROS 2 since Iron reads
 TYPES = get_typestore(Stores.ROS2_KILTED)
 
@@ -126,14 +128,27 @@ class BagWriter:
 
     def _is_bag(self) -> bool:
         if self.path.is_dir():
-            names = {file.name for file in self.path.iterdir()}
-            known = {
-                name
-                for name in names
-                if name.endswith(('.mcap', '.db3', '.zstd')) or name == 'metadata.yaml'
-            }
-            return 'metadata.yaml' in names and names == known
-        return self.single_file and self.path.is_file()
+            others = [file for file in self.path.iterdir() if file.name != 'metadata.yaml']
+            return (self.path / 'metadata.yaml').is_file() and all(
+                file.suffix == '.zstd' or holds_messages(file) for file in others
+            )
+        return self.single_file and holds_messages(self.path)
+
+
+def holds_messages(path: Path) -> bool:
+    """Tell by its contents whether a file is an MCAP or a database of rosbag2."""
+    if not path.is_file():
+        return False
+    with open(path, 'rb') as file:
+        start = file.read(len(SQLITE_START))
+    if start != SQLITE_START:
+        return start.startswith(MCAP_START)
+    address = f'{path.absolute().as_uri()}?mode=ro&immutable=1'  # makes no files beside it
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            return bool(database.execute("PRAGMA table_info('topics')").fetchall())
+    except sqlite3.Error:
+        return False
 
 
 def header_message(stamp: int, frame_id: str):

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure line by line; 1 when parity fails or a line cannot be measured."""
+    from perceiver_flow_ros.flow.files import write_whole
+    path = Path(args.json or '-')
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ValueError(f'--json is {path}, expected a file in a folder that is there')
     if args.device != 'cpu':
         return on_cuda(args)
     if min(args.height, args.width, args.repeat) < 1:
@@ -69,19 +73,19 @@ def run(args: argparse.Namespace) -> int:
             if 'height' in spec and 'error' not in line:
                 official.append(line)
                 flows.append(np.load(spec['flow']))
-                compare(official, flows)
+                compare(official, flows, spec.get('stride', 1))
             report['lines'].append(line)
             print(row(line), file=out, flush=True)
 
     report['compared_with'] = official[0]['name'] if official else None
-    failed = [line['name'] for line in report['lines']
-              if 'error' in line or line.get('relative_error', 0) > PARITY]
-    report['failed'] = failed
+    failed = report['failed'] = [
+        line['name'] for line in report['lines']
+        if 'error' in line or line.get('relative_error', 0) > PARITY]
     print('\n' + footnote(report, args.no_peer), file=out)
     if args.json == '-':
         print(json.dumps(report, indent=2))
     elif args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+        write_whole(path, (json.dumps(report, indent=2) + '\n').encode())
     return 1 if failed else 0
 
 
@@ -97,10 +101,8 @@ def on_cuda(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
     """List what to measure; the first line is what the official network's others are held to."""
     common = {'height': args.height, 'width': args.width, 'repeat': args.repeat}
-    lines = [{**common, 'name': 'transformers', 'network': 'transformers'}]
-    if args.no_peer or not find_spec('transformers'):
-        lines.clear()
-    lines.append({**common, 'name': 'reference', 'network': 'reference'})
+    peer = [] if args.no_peer or not find_spec('transformers') else ['transformers']
+    lines = [{**common, 'name': name, 'network': name} for name in (*peer, 'reference')]
     for stride in (1, 2, 4, 8):
         name = f'folded, stride {stride}' if stride > 1 else 'folded'
         lines.append({**common, 'name': name, 'network': 'folded', 'stride': stride})
@@ -135,25 +137,21 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     return {'name': spec['name'], **json.loads(child.stdout.splitlines()[-1])}
 
 
-def compare(lines: list[dict[str, Any]], flows: list[np.ndarray]) -> None:
+def compare(lines: list[dict[str, Any]], flows: list[np.ndarray], stride: int) -> None:
     """Complete the last line: against the first one, at the pixels that it decoded."""
     first, last = lines[0], lines[-1]
     last['speedup'] = first['seconds'] / last['seconds']
-    stride = -(-flows[0].shape[0] // flows[-1].shape[0])
     expected = flows[0][::stride, ::stride]
-    last['relative_error'] = float(
-        np.linalg.norm(flows[-1] - expected) / np.linalg.norm(expected))
+    last['relative_error'] = float(np.linalg.norm(flows[-1] - expected) / np.linalg.norm(expected))
 
 
 def machine() -> dict[str, Any]:
     """Describe what the figures were measured on."""
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            cpu = line.partition(':')[2].strip()
-            break
+    names = [line.partition(':')[2].strip() for line in
+             Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
+    cpu = [*names, platform.processor() or platform.machine()][0]
     return {'cpu': cpu, 'cpus': len(os.sched_getaffinity(0)), 'threads': torch.get_num_threads(),
             'python': platform.python_version(), 'torch': torch.__version__}
 

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 import json
+import os
 from pathlib import Path
 import sys
 import time
@@ -99,18 +100,22 @@ def evaluate_pair(pair: Pair, estimators: dict, confidence: bool = False) -> dic
     from perceiver_flow_ros.flow.metrics import end_point_error, metrics, sparsification_error
     from perceiver_flow_ros.odometry import cues
 
-    frames = read_image(pair.previous), read_image(pair.current)
+    paths = pair.previous, pair.current, pair.invalid
+    images = [(path, read_image(path)) for path in paths if path]
     truth = read_flow(pair.truth)
-    for path, frame in zip((pair.previous, pair.current), frames):
-        (h, w), (rows, columns) = frame.shape[:2], truth.shape[:2]
+    for path, image in images:
+        (h, w), (rows, columns) = image.shape[:2], truth.shape[:2]
         if (h, w) != (rows, columns):
             raise ValueError(f'{path} is {w}x{h}, but its true flow {pair.truth} {columns}x{rows}')
-    if pair.invalid:
-        truth[read_image(pair.invalid)[:, :, 0] > 0] = np.nan
+    frames = images[0][1], images[1][1]
+    for _, mask in images[2:]:
+        truth[mask[:, :, 0] > 0] = np.nan
 
     row: dict = {'name': pair.name, 'size': [truth.shape[1], truth.shape[0]]}
     for name, estimator in estimators.items():
         stride = estimator.query_stride
+        if np.isnan(truth[::stride, ::stride]).all():
+            raise ValueError(f'{pair.truth}: the flow is unknown everywhere; leave this pair out')
         flow, seconds = timed(estimator, frames)
         row[name] = {**metrics(flow, truth[::stride, ::stride]), 'seconds': seconds}
         if confidence:
@@ -138,10 +143,27 @@ def timed(estimator: FlowEstimator, frames: tuple) -> tuple[np.ndarray, float]:
 def find_pairs(root: Path, non_occluded: bool = False) -> Iterator[Pair]:
     """Find the pairs of every known layout below a folder (see LAYOUTS)."""
     root = root.resolve()  # its parents are looked at
-    for truth in () if non_occluded else root.rglob('*.flo'):
+    files = list(files_below(root))
+    for truth in () if non_occluded else (file for file in files if file.suffix == '.flo'):
         yield from middlebury(truth, root) or flying_chairs(truth, root) or sintel(truth, root)
-    for truth in root.rglob('*_10.png'):
+    for truth in (file for file in files if file.name.endswith('_10.png')):
         yield from kitti(truth, root, non_occluded)
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Find the files below a folder and below the folders linked into it, none of them twice."""
+    seen = set(root.parents)  # a link to one of them is a circle
+    waiting = [root]
+    for start in waiting:  # links come last: what has a place of its own is named by it
+        for folder, folders, files in os.walk(start):
+            here, real = Path(folder), Path(folder).resolve()
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not name.endswith('.partial')]  # of `pairs`
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in files)
 
 
 def middlebury(truth: Path, root: Path) -> list[Pair]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import contextmanager
+import os
 from pathlib import Path
+import shutil
 import sys
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ import numpy as np
 HELP = 'write image pairs with exact flow, in the layout of KITTI, for `evaluate` to read'
 EXAMPLE = 'perceiver_flow pairs /tmp/drive && perceiver_flow evaluate /tmp/drive'
 
+FOLDERS = 'flow_noc', 'flow_occ', 'image_2'  # layers have no flow_noc/
 RATE = 10.0  # Hz, as KITTI's
 SPEEDS = 9.0, 12.0, 15.0  # m/s
 FARTHEST = 400.0  # px: what goes farther is not counted (KITTI's file holds 512)
@@ -60,25 +64,42 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--count is {args.count}, expected at least 1')
     if args.textures and args.kind == 'drive':
         raise ValueError('--textures are for objects and layers: drives bring their own')
-    if (args.folder / 'image_2').exists():
+    if any((args.folder / name).exists() for name in FOLDERS):
         raise ValueError(f'{args.folder} holds pairs already: choose another folder or remove it')
-    for name in ('image_2', 'flow_occ', *(['flow_noc'] if args.kind != 'layers' else [])):
-        (args.folder / name).mkdir(parents=True, exist_ok=True)
     if args.kind == 'drive':
         made = drives(args.seed)
     else:
         made = (objects if args.kind == 'objects' else layers)(args.seed, args.textures)
     bar = tqdm(range(args.count), unit='pair', disable=None, file=sys.stderr)
-    for i, pair in zip(bar, made):
-        for k, image in ((10, pair.previous), (11, pair.current)):
-            write_image(args.folder / f'image_2/{i:06d}_{k}.png', image)
-        far = ~(np.abs(pair.flow).max(2) < FARTHEST)
-        write_flow(args.folder / f'flow_occ/{i:06d}_10.png', masked(pair.flow, far))
-        if pair.visible is not None:
-            hidden = masked(pair.flow, far | ~pair.visible)
-            write_flow(args.folder / f'flow_noc/{i:06d}_10.png', hidden)
+    with whole_or_nothing(args.folder) as folder:
+        for name in FOLDERS[1:] if args.kind == 'layers' else FOLDERS:
+            (folder / name).mkdir()
+        for i, pair in zip(bar, made):
+            for k, image in ((10, pair.previous), (11, pair.current)):
+                write_image(folder / f'image_2/{i:06d}_{k}.png', image)
+            far = ~(np.abs(pair.flow).max(2) < FARTHEST)
+            write_flow(folder / f'flow_occ/{i:06d}_10.png', masked(pair.flow, far))
+            if pair.visible is not None:
+                hidden = masked(pair.flow, far | ~pair.visible)
+                write_flow(folder / f'flow_noc/{i:06d}_10.png', hidden)
     print(f'{args.count} pairs in {args.folder}')
     return 0
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """Give a folder to make `FOLDERS` in, which are moved to their place at the end."""
+    folder = folder.resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    partial = there / f'.{folder.name}.{os.getpid()}.partial'
+    partial.mkdir()
+    try:
+        yield partial
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in sorted(partial.iterdir()):  # image_2/, without which they are no pairs, last
+            made.rename(folder / made.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def masked(flow: np.ndarray, where: np.ndarray) -> np.ndarray:

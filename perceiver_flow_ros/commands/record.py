@@ -143,6 +143,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f'--fps is {args.fps}, expected a positive number')
     if args.start is not None and not 0 <= args.start < 2**31:
         raise ValueError(f'--start is {args.start}, expected seconds from 0 to {2**31 - 1}')
+    if Path(args.pattern).is_absolute():
+        raise ValueError(
+            f"--pattern is {args.pattern!r}, expected names below the folder such as '*.color.jpg'"
+        )
     for topic in filter(None, (args.image_topic, args.camera_info_topic)):
         if not re.fullmatch(r'(/[A-Za-z_]\w*)+', topic, re.ASCII):
             raise ValueError(f'{topic!r} is not an absolute topic name such as /camera/image_raw')
@@ -193,7 +197,7 @@ def open_video(source: Path, fps: float | None, start: float) -> tuple[Iterator[
     if not video.isOpened():
         raise ValueError(f'{source}: neither a folder nor a video that OpenCV reads')
     rate = fps or video.get(cv2.CAP_PROP_FPS)
-    if not 0 < rate < 1000:
+    if not fps and not 0 < rate < 1000:
         raise ValueError(f'{source}: the video does not tell its frame rate; give --fps')
 
     def frames() -> Iterator[Frame]:
@@ -221,6 +225,11 @@ def read_times(source: Path, count: int) -> list[float]:
                 )
             if not all(a < b < math.inf for a, b in zip([-1e-9, *times], times)):
                 raise ValueError(f'{file}: the times do not increase from 0 or later')
+            if times[-1] >= 2**31:  # no stamp of ROS holds more
+                raise ValueError(
+                    f'{file}: ends at {times[-1]:.10g}, expected seconds below {2**31}; divide '
+                    'nanoseconds by 1e9 or give --fps'
+                )
             return times
     raise ValueError(f'{source}: no times.txt in it or beside it; give the frame rate with --fps')
 

@@ -80,7 +80,7 @@ def write_flow(path: str | Path, flow: np.ndarray) -> None:
             )
         steps[unknown] = 0
         bgr = np.dstack([~unknown, steps[:, :, 1], steps[:, :, 0]]).astype(np.uint16)
-        data = cv2.imencode('.png', bgr)[1].tobytes()
+        data = _encode(bgr, path)
     write_whole(path, data)
 
 
@@ -113,7 +113,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     check_suffix(path, IMAGE_SUFFIXES)
-    write_whole(path, cv2.imencode(path.suffix.lower(), bgr)[1].tobytes())
+    write_whole(path, _encode(bgr, path))
 
 
 def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -177,6 +177,20 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
             f'{path}: holds {flow.shape} {flow.dtype}, expected a flow (H, W, 2) of floats'
         )
     return flow.astype(np.float32)
+
+
+def _encode(image: np.ndarray, path: Path) -> bytes:
+    suffix, (height, width) = path.suffix.lower(), image.shape[:2]
+    try:
+        whole, data = cv2.imencode(suffix, image)
+    except cv2.error:  # of old OpenCV; what later ones cannot write they give back as not whole
+        whole = False
+    if not whole:
+        kind = 'grey' if image.ndim == 2 else 'colour'
+        raise ValueError(
+            f'{path}: a {suffix} cannot hold {width}x{height} {kind} pixels; choose another format'
+        )
+    return data.tobytes()
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:

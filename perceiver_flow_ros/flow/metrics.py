@@ -19,8 +19,9 @@ def end_point_error(
 
     Returns
     -------
-    (H, W) float32 pixels: NaN where the truth is unknown or not to be counted, infinite where only
-    the estimate is missing, so that a flow with holes never scores better than one without.
+    (H, W) pixels, float64 where `truth` is, else float32: NaN where the truth is unknown or not to
+    be counted, infinite where only the estimate is missing, so that a flow with holes never scores
+    better than one without.
 
     """
     if flow.shape != truth.shape or flow.ndim != 3 or flow.shape[2] != 2:
