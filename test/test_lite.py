@@ -450,7 +450,7 @@ def test_better_than_the_evidence_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('quality, bound', [('fast', 0.68), ('balanced', 0.62), ('best', 0.56)])
+@pytest.mark.parametrize('quality, bound', [('fast', 0.66), ('balanced', 0.56), ('best', 0.46)])
 def test_error_on_real_pairs(quality, bound, flow_data):
     """The packaged figures: at the default below DIS in all, on 7 pairs, nowhere 1.3 times it."""
     from perceiver_flow_ros.commands.evaluate import find_pairs
