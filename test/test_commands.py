@@ -534,6 +534,7 @@ def test_record_refuses_bad_input_and_leaves_nothing(capsys, tmp_path):
     assert 'no times.txt' in record()
     assert '--fps is 0' in record('--fps', 0)
     assert 'no images match' in record('--fps', 1, '--pattern', '*.jpg')
+    assert 'beyond what ROS holds' in record('--fps', 1, '--start', 2**31 - 1)
     assert 'expected names below the folder' in record('--fps', 1, '--pattern', folder / '*.png')
     assert 'No such folder or video' in record('--fps', 1, source=tmp_path / 'none')
     assert 'not an absolute topic' in record('--fps', 1, '--image-topic', 'image raw')

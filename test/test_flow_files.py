@@ -130,6 +130,13 @@ def test_an_image_too_large_for_its_format_is_refused(tmp_path, name, width):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('suffix', ['.png', '.ppm', '.bmp'])
+def test_grey_images_are_written(tmp_path, suffix):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    write_image(tmp_path / f'a{suffix}', grey)
+    assert np.array_equal(read_image(tmp_path / f'a{suffix}'), np.repeat(grey[..., None], 3, 2))
+
+
 def test_a_truncated_or_missing_image_is_refused(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     for suffix in ('.png', '.jpg', '.ppm'):

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure line by line; 1 when parity fails or a line cannot be measured."""
     from perceiver_flow_ros.flow.files import write_whole
+
     path = Path(args.json or '-')
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise ValueError(f'--json is {path}, expected a file in a folder that is there')

@@ -95,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
         for stamp, name, image in tqdm(
             frames, total=total, unit='frame', disable=None, file=sys.stderr
         ):
+            if stamp >= 2**31 * 10**9:
+                raise ValueError(f'{name}: its stamp of {stamp / 1e9:.0f} s is beyond what ROS '
+                                 'holds; give another --start or --fps')
             height, width = image.shape[:2]
             encoding = encoding_of(image, name)
             if kind is None:

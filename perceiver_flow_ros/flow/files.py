@@ -111,8 +111,10 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         raise ValueError(
             f'{path}: image is {image.shape} {image.dtype}, expected (H, W, 3) or (H, W) uint8'
         )
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     check_suffix(path, IMAGE_SUFFIXES)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    if image.ndim == 2 and path.suffix.lower() == '.ppm':       # which holds colour only
+        bgr = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     write_whole(path, _encode(bgr, path))
 
 
