@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+import warnings
 
 import numpy as np
 from perceiver_flow_ros.flow.estimator import as_rgb, check_pair, sample
@@ -15,6 +16,9 @@ from perceiver_flow_ros.model.weights import load_lite
 import torch
 from torch.nn import functional as F
 
+# Images of messages are read-only, and only read here. (A copy of each would, over hours, add up:
+# freed memory that is not given back.)
+warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
 PACKAGED = Path(__file__).parent.parent / 'model' / 'lite.safetensors'
 
 
@@ -97,7 +101,7 @@ class LiteEstimator:
         """
         with self.replay.context():
             if self.replay.stream is None:
-                return self._flow(*(torch.from_numpy(np.require(f, requirements=['C', 'W']))
+                return self._flow(*(torch.from_numpy(np.ascontiguousarray(f))
                                     for f in (previous, current)))
             frames = self.replay.upload(previous, current)
             return self.replay(frames.shape, lambda: self._flow(*frames))
