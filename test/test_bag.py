@@ -242,6 +242,10 @@ def test_what_is_missing_is_counted_and_flow_goes_on(capsys, tmp_path, views):
     source = write(tmp_path / 'in.mcap', [views[0], views[0], views[0]])  # bit by bit the same
     assert bag(source, out, '--force') == 0
     assert '2 x repeated' in capsys.readouterr().out
+    source = write(tmp_path / 'in.mcap', [views[0]] * 3, times=[0, 0, 0.1])  # stamps, then images
+    assert bag(source, out, '--force') == 0
+    text = capsys.readouterr().out
+    assert text.count('1 x repeated') == 2 and 'repeats the stamp' not in text
     source = write(tmp_path / 'in.mcap', views[:3])
     assert bag(source, out, '--force') == 0
     assert 'motion of 2 of 2 pairs' in capsys.readouterr().out

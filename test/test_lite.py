@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lite variant: its evidence, its network, its estimator, its packaged weights."""
 
+import subprocess
+import sys
+
 import numpy as np
 from perceiver_flow_ros.flow.estimator import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image
@@ -345,6 +348,22 @@ def test_a_window_takes_the_mean_of_what_lies_inside(size, shape):
     expected = torch.nn.functional.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
     assert torch.allclose(evidence.window_mean(x, size), expected, atol=1e-6)
     assert torch.allclose(evidence.pooled(x[None], size), expected[None], atol=1e-6)    # on CUDA
+
+
+@pytest.mark.slow
+def test_an_image_that_may_not_be_written_to_is_read_where_it_is(tmp_path):
+    """As those of messages are: PyTorch's warning of that says nothing to a user."""
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', """
+import warnings
+import numpy as np
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')     # of imports
+    import torch
+from perceiver_flow_ros.flow.lite import LiteEstimator
+frame = np.frombuffer(bytes(range(192)) * 64, np.uint8).reshape(64, 64, 3)
+print(LiteEstimator()(frame, frame).shape)
+"""], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '(64, 64, 2)\n'), done.stderr
 
 
 def test_few_queries_attend_as_many_do():

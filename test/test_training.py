@@ -261,6 +261,9 @@ def test_a_state_that_is_none_is_refused_and_none_is_left_unfinished(tmp_path, m
     trainer.state_file.write_bytes(b'junk')
     with pytest.raises(ValueError, match='is no state of a training'):
         trainer.resume()
+    torch.save({'epoch': 3}, trainer.state_file)                # another program's
+    with pytest.raises(ValueError, match='is no state of a training'):
+        trainer.resume()
 
 
 def test_weights_are_kept_before_their_error_is(tmp_path):

@@ -67,6 +67,7 @@ class Results:
         self._remarks: Counter[str] = Counter()
         self._no_pair: Counter[str] = Counter()
         self._explained: dict[str, str] = {}  # reason -> what was wrong the first time
+        self._unpaired: dict[str, str] = {}  # the same of images that make no pair
 
     def take(self, name: str, message: Any) -> None:
         """Take a message of another topic than the images'."""
@@ -86,7 +87,7 @@ class Results:
         obstacle = previous and why_no_pair(previous, frame, self._settings.max_frame_gap)
         if obstacle:
             self._no_pair[obstacle[0]] += 1
-            self._explained.setdefault(*obstacle)
+            self._unpaired.setdefault(*obstacle)
         if obstacle and obstacle[0] in SKIPPED:
             return
         self.frames += 1
@@ -177,8 +178,8 @@ class Results:
 
     def why_so_few(self) -> str:
         """Say what became of the images that are no frames or make no pair."""
-        return '; '.join(f'{count} x {why}' + (f' ({self._explained[why]})'
-                                               if why in self._explained else '')
+        return '; '.join(f'{count} x {why}' + (f' ({self._unpaired[why]})'
+                                               if why in self._unpaired else '')
                          for why, count in self._no_pair.most_common())
 
     def write_tum(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 # Images of messages are read-only, and only read here. (A copy of each would, over hours, add up:
 # freed memory that is not given back.)
-warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+warnings.filterwarnings('ignore', 'The given NumPy array is not writable', UserWarning)
 PACKAGED = Path(__file__).parent.parent / 'model' / 'lite.safetensors'
 
 

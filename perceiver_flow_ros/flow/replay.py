@@ -52,7 +52,7 @@ class Replay:
         return self._uploads[size].frames
 
     def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
-        """Give ``function()``, in memory that the next call with this key, or any, writes to."""
+        """Give ``function()``, in memory that the next call with its key (shared: any) reuses."""
         if self.stream is None:
             return function()
         if key not in self._graphs:

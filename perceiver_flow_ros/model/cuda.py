@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official network on a GPU: the folded mathematics with one kernel per cross-attention.
+"""The official network on a GPU: the folded mathematics with one kernel per attention.
 
 Same interface and the same three facts as `folded.FoldedNetwork`. In half precision the
 operands of all matrix products are halves, while sums, softmax, LayerNorm and the latents between

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official network's cross-attentions as Triton kernels: no score ever goes to memory.
+"""The official network's attentions as Triton kernels: no score ever goes to memory.
 
 `folded` has the mathematics. A pixel keeps f (64 channels) and r = rstd; here r stays outside of
 the products, so that positions are added at full precision: S = r (f . g + A(y) + B(x)), in units

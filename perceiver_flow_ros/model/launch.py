@@ -43,7 +43,7 @@ class Blocks:
 # spilled register in half precision; in float32 the decoder's MLP spills. Before Hopper both need
 # less than the 99 KB of shared memory that a GeForce has.
 HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), attend=(128, 64), read_stages=3,
-              write_stages=2, attend_stages=3, read_warps=4, attend_warps=8)
+              write_stages=2, attend_stages=3, attend_warps=8)
 FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), attend=(128, 32), read_stages=2,
               write_stages=1, attend_stages=2, attend_warps=8)
 

@@ -126,11 +126,12 @@ class Trainer:
             return False
         try:
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        except Exception as error:      # whatever torch.load raises
-            raise ValueError(f'{self.state_file} is no state of a training: {error}; choose '
+            config = state['config']
+        except Exception as error:      # whatever torch.load raises, or it is of something else
+            raise ValueError(f'{self.state_file} is no state of a training: {error!r}; choose '
                              'another folder or remove it') from None
-        if state['config'] != asdict(self.network.config):
-            raise ValueError(f'{self.state_file} holds another network: {state["config"]}; '
+        if config != asdict(self.network.config):
+            raise ValueError(f'{self.state_file} holds another network: {config}; '
                              f'choose another folder or remove it')
         self.network.load_state_dict(state['network'])
         self.averaged.load_state_dict(state['averaged'])

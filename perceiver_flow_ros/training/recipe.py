@@ -27,7 +27,7 @@ class Recipe:
     repeats: int = 8            # so it learns from so many remembered batches a new one,
     memory: int = 6_000         # of the last so many pairs, and these have
     shrunk: int = 1             # levels less than what they stand for: the finer ones do not count
-    reuse: int = 1              # times each pair is learned from, later ones mirrored at random
+    reuse: int = 1              # times a pair is learned from on average, later ones mirrored
     motion: Motion = Motion()
     autocast: bool = False      # bfloat16, where the device is faster with it
     seed: int = 0
