@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile every kernel for a GPU that need not be there: ``compile_kernels.py PRECISION [CC]``.
 
+PRECISION is that of the official network, or ``lite``: the kernels of lite and of its training.
 Prints, as JSON, what each needs of the GPU. Not a test: `test_kernels_compile` runs it.
 """
 
@@ -11,7 +12,16 @@ import subprocess
 import sys
 import tempfile
 
-from perceiver_flow_ros.model import kernels, launch
+from perceiver_flow_ros.model import (
+    choice_cuda,
+    evidence_cuda,
+    kernels,
+    launch,
+    layers_cuda,
+    propagation_cuda,
+    pyramid_cuda,
+)
+from perceiver_flow_ros.training import textures_cuda
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -19,8 +29,37 @@ from triton.compiler import ASTSource
 
 DTYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
 INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'latents', 'splits',
-            'row_blocks', 'stripes', 'channels', 'rows', 'columns', 'heads'}
+            'row_blocks', 'stripes', 'channels', 'rows', 'columns', 'heads', 'images', 'batch',
+            'tokens', 'count', 'reach', 'most'}
+NUMBERS = {'price', 'sharpness', 'darker', 'close', 'stiff', 'steep', 'nearest'}
 DIVISIBLE = {'height', 'width', 'latents', 'channels', 'heads'}          # by 16, at the full size
+
+
+def variants_of_lite():
+    """Yield the same of every kernel of lite, whose tensors are float32.
+
+    A number that is 1, as those of one pair are, is a constant to Triton.
+    """
+    many, few = {'BLOCK': evidence_cuda.BLOCK}, {'BLOCK': evidence_cuda.FEW}
+    radius = {'RADIUS': 3}
+    yield evidence_cuda.warp_kernel, set(), many, {}
+    yield evidence_cuda.warp_kernel, set(), {'images': 1, 'channels': 1, **many}, {}
+    yield evidence_cuda.contrast_kernel, set(), {'REACH': 4, **many}, {}
+    yield evidence_cuda.difference_kernel, set(), {**radius, **few}, {}
+    yield evidence_cuda.match_kernel, set(), {**radius, 'COUNT': 64, **few}, {}
+    yield evidence_cuda.gradient_kernel, set(), few, {}
+    yield evidence_cuda.solve_kernel, set(), many, {}
+    yield evidence_cuda.median_kernel, set(), many, {}
+    yield pyramid_cuda.upsample_kernel, set(), few, {}
+    for diagonal in (True, False):
+        yield propagation_cuda.try_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
+        yield propagation_cuda.take_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
+    yield layers_cuda.plane_kernel, set(), {'BLOCK': layers_cuda.BLOCK}, {}
+    for batch in ({}, {'batch': 1}):
+        yield choice_cuda.look_kernel, set(), {**batch, **few}, {}
+        yield (choice_cuda.measure_kernel, set(),
+               {'MEASURES': choice_cuda.MEASURES, **batch, **few}, {'num_warps': 1})
+    yield textures_cuda.cut_kernel, set(), {'BLOCK': textures_cuda.BLOCK}, {}
 
 
 def variants(precision):
@@ -54,8 +93,12 @@ def pointer(kernel, name, precise, precision):
     """Give the type of an argument as Triton writes it."""
     if name in INTEGERS and not (kernel is kernels.read_kernel and name in ('rows', 'columns')):
         return 'i32'
+    if name in NUMBERS:
+        return 'fp32'
     if name in ('corners', 'ys', 'xs'):
         return '*i32'
+    if kernel is textures_cuda.cut_kernel and name in ('pixels', 'crops'):
+        return {'pixels': '*u8', 'crops': '*i64'}[name]
     return '*u8' if name == 'frames' else DTYPES[precision] if name in precise else '*fp32'
 
 
@@ -83,5 +126,6 @@ def compiled(kernel, precise, constants, options, precision, capability):
 
 if __name__ == '__main__':
     wanted, cc = sys.argv[1], int((sys.argv[2:] or ['90'])[0])
-    for variant in variants(wanted):
-        print(json.dumps(compiled(*variant, wanted, cc)), flush=True)
+    lite = wanted == 'lite'
+    for variant in variants_of_lite() if lite else variants(wanted):
+        print(json.dumps(compiled(*variant, 'float32' if lite else wanted, cc)), flush=True)

@@ -456,7 +456,7 @@ def test_pictures_of_test_data_are_never_cut_from(tmp_path, monkeypatch):
     for name, colour in (('7f_Ambush_5_left', (0, 0, 255)), ('meadow', (0, 255, 0))):
         cv2.imwrite(str(tmp_path / f'{name}.png'), np.full((160, 160, 3), colour, np.uint8))
     bank = Textures([tmp_path])
-    assert len(bank.images) == 2
+    assert len(bank) == 2
     cut = bank.patches(40, 32, 32, noise=0.)
     assert (cut[:, 1] > 0.99).all() and (cut[:, 0] < 0.01).all()
     (tmp_path / 'meadow.png').unlink()

@@ -17,10 +17,11 @@ import torch
 Task = tuple[Callable[[int], object], Callable[[int], object], Callable[[], np.ndarray]]
 
 
-def pairs_of(size: tuple[int, int]) -> list[np.ndarray]:
-    """Make four pairs to take turns."""
-    first = frame_pair(*size)
-    return [first, first[:, ::-1].copy(), 255 - first, first[:, :, ::-1].copy()]
+def pairs_of(size: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Make four pairs to take turns, as of a camera: each begins with the frame before."""
+    first, second = frame_pair(*size)
+    frames = [first, second, 255 - first, second[:, ::-1].copy()]
+    return list(zip(frames, [*frames[1:], first]))
 
 
 def moving_parts(height: int, width: int) -> np.ndarray:
@@ -36,7 +37,7 @@ def of_peer(peer: Any, precision: torch.dtype, size: tuple[int, int],
             device: torch.device) -> Task:
     """Set up transformers in a precision, its patches ready on the device."""
     peer = peer.to(precision)
-    frames = [torch.from_numpy(pair)[None].to(device) for pair in pairs_of(size)]
+    frames = [torch.from_numpy(np.stack(pair))[None].to(device) for pair in pairs_of(size)]
     inputs = [patches(f).unflatten(-1, (2, 27)).permute(0, 3, 4, 1, 2).to(peer.dtype)
               for f in frames]
 

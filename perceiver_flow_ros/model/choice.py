@@ -7,18 +7,19 @@ same for all candidates, weighs that with its neighbours.
 """
 from typing import NamedTuple
 
+from perceiver_flow_ros.model.accelerated import accelerated
 from perceiver_flow_ros.model.evidence import (
     brighter,
     DARKER,
+    leaves,
     length,
     local_contrast,
-    spread,
     TOKEN,
-    warp,
+    warp_by_tokens,
     window_mean,
 )
 from perceiver_flow_ros.model.layers import layer_motions
-from perceiver_flow_ros.model.matching import distant_matches, filled, leaves
+from perceiver_flow_ros.model.matching import distant_matches, filled
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -73,7 +74,7 @@ def renewed(candidates: Candidates, contrast: Tensor, current: Tensor,
     ``current``: the second, normalised (B, 3, 4h, 4w).
     """
     first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
-    cost = (first - local_contrast(warp(second, spread(flow)))).abs_().clamp_(max=1)
+    cost = (first - local_contrast(warp_by_tokens(second, flow))).abs_().clamp_(max=1)
     cost, texture = (window_mean(F.avg_pool2d(x, TOKEN), 3) for x in (cost, first.abs()))
     explained = (cost < EXPLAINED * (texture + 0.02)) & ~leaves(flow)
     whole = candidates.flows[0]
@@ -115,6 +116,7 @@ class Choice(nn.Module):
         return self.leave(x).unflatten(0, (k, -1))
 
 
+@accelerated
 @torch.no_grad()
 def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,
              candidates: Candidates) -> Tensor:
@@ -131,7 +133,7 @@ def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,
     def mean(x: Tensor, size: int) -> Tensor:
         return window_mean(x.flatten(0, 1), size).view_as(x)
 
-    warped = warp(current.repeat(k, 1, 1, 1), spread(every))
+    warped = warp_by_tokens(current, every)
 
     def unlike(first: Tensor, second: Tensor, most: float) -> Tensor:
         difference = (first.repeat(k, 1, 1, 1) - second).abs_().clamp_(max=most)

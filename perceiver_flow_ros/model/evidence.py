@@ -6,6 +6,7 @@ pixels themselves) and the least-squares motion of Lucas and Kanade, a token of 
 """
 from functools import cache
 
+from perceiver_flow_ros.model.accelerated import accelerated
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 TOKEN = 4       # pixels of the level per token and axis
 DENSE = 160     # pixels, of the longer side, up to which means are taken by products of matrices
 DARKER = 0.3    # of the frames' deviation: where brightness differs more, it is as wrong
+DISTANCE = 0.03         # cost of a pixel: where nothing can be seen nothing moves
+SHARPNESS = 40.         # of the choice between displacements
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
@@ -35,6 +38,14 @@ def spread(flow: Tensor) -> Tensor:
     return F.interpolate(flow, scale_factor=TOKEN, mode='bilinear', align_corners=False)
 
 
+@accelerated
+def warp_by_tokens(image: Tensor, flow: Tensor) -> Tensor:
+    """``image`` (B, C, 4h, 4w) sampled where flows (K B, 2, h, w), pixels, of its tokens go."""
+    images = image.expand(len(flow) // len(image), -1, -1, -1, -1).flatten(0, 1)
+    return warp(images, spread(flow))
+
+
+@accelerated
 def local_contrast(frame: Tensor) -> Tensor:
     """Channels less their mean over 9x9 pixels: a change of exposure is not motion."""
     return frame - window_mean(frame, 9)
@@ -138,16 +149,30 @@ def displacements(radius: int, device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(line, line, indexing='ij')[::-1]).flatten(1)
 
 
-def best_match(cost: Tensor, radius: int, price: float = 0.03, sharpness: float = 40.) -> Tensor:
-    """Give the expected displacement (B, 2, h, w), pixels, under a softmin of the cost.
-
-    Distance costs ``price`` a pixel, so that where nothing can be seen nothing moves.
-    """
-    moves = displacements(radius, cost.device)
-    likely = (-(cost + price * moves.norm(dim=0).view(1, -1, 1, 1)) * sharpness).softmax(1)
+def best_match(cost: Tensor, radius: int) -> Tensor:
+    """Give the expected displacement (B, 2, h, w), pixels, under a softmin of the cost."""
+    moves = displacements(radius, cost.device).to(cost.dtype)
+    price = DISTANCE * moves.norm(dim=0).view(1, -1, 1, 1)
+    likely = (-(cost + price) * SHARPNESS).softmax(1)
     return torch.einsum('bkhw,ck->bchw', likely, moves)
 
 
+@accelerated
+def match(first: Tensor, second: Tensor, before: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Correct flow by what fits best nearby, and tell how well everything fits.
+
+    ``first``, ``second``: local contrast (B, 1, 4h, 4w), grey, the second warped by the flow
+    ``before`` (B, 2, h, w), pixels. Gives flow, and (B, (2r+1)^2 + 3, h, w): the costs of all
+    displacements, the least of them, the logarithm of their mean, whether ``before`` leaves.
+    """
+    cost, mean = matching_cost(first, second, radius)
+    flow = before + best_match(cost, radius)
+    best = cost.amin(1, keepdim=True)
+    return flow, torch.cat([cost, best, mean.add(0.01).log() / 2,
+                            leaves(before).to(cost.dtype)], 1)
+
+
+@accelerated
 def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     """Least-squares motion of every token's surroundings, the classical answer for small motion.
 
@@ -171,6 +196,7 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([u.clamp(-TOKEN, TOKEN), logs], 1).flatten(1, 2)
 
 
+@accelerated
 def median(flow: Tensor) -> Tensor:
     """Median of 3x3 tokens, each component by itself: outliers go, edges stay.
 
@@ -196,3 +222,11 @@ def ordered(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def length(flow: Tensor) -> Tensor:
     """Euclidean length (..., 1, h, w) of vectors (..., 2, h, w)."""
     return torch.hypot(*flow.split(1, -3))      # (torch's norm is slow over an inner dimension)
+
+
+def leaves(flow: Tensor) -> Tensor:
+    """Tell which tokens' centres the flow (B, 2, h, w), pixels, takes out of the frame."""
+    x, y = (TOKEN * (torch.arange(n, device=flow.device) + 0.5) for n in flow.shape[:1:-1])
+    x, y = x + flow[:, :1], y[:, None] + flow[:, 1:]
+    h, w = (TOKEN * n for n in flow.shape[-2:])
+    return (x < 0) | (x > w) | (y < 0) | (y > h)

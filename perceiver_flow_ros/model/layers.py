@@ -7,6 +7,7 @@ give the same flow, in operations of fixed shapes, which a CUDA graph can hold.
 from functools import cache
 import math
 
+from perceiver_flow_ros.model.accelerated import accelerated
 from perceiver_flow_ros.model.evidence import TOKEN
 import torch
 from torch import Tensor
@@ -49,23 +50,21 @@ def layer_motions(match: Tensor) -> tuple[Tensor, Tensor]:
         close = CLOSE / (TOKEN * unit)
         place = place / unit
         matrix, shift = proposals(order, place, value, left > 0, THIN / unit ** 2)
-        follow = (misfit(matrix, shift, place, value[:, None]) < close ** 2).float()  # (B, H, n)
+        distance = matrix @ place + shift[..., None] - value[:, None]
+        distance = distance.square().sum(2)                         # (B, H, n)
+        follow = (distance < close ** 2).float()
         kept, errors = [], []
         for _ in range(LAYERS):
-            best = (follow @ left[:, :, None]).argmax(1)            # (B, 1)
-            a, b = (x.take_along_dim(best.view(-1, 1, *[1] * (x.ndim - 2)), 1)[:, 0]
-                    for x in (matrix, shift))
-            error = misfit(a, b, place, value)
-            motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
-            error = (motion - value).square().sum(1)
+            best = (follow @ left[:, :, None]).argmax(1, keepdim=True)
+            error = distance.take_along_dim(best, 1)[:, 0]
+            _, error = fitted(left, error, place, value, close, 2 / unit ** 2)
             kept.append(left)
             errors.append(error)
             left = left * (error >= (2 * close) ** 2)
         left, error = torch.cat(kept), torch.cat(errors)            # (LAYERS B, n)
         value, count = value.repeat(LAYERS, 1, 1), count.repeat(LAYERS)
         for _ in range(FITS):
-            motion = homography(left * (error < close ** 2), place, value, 2 / unit ** 2)
-            error = (motion - value).square().sum(1)
+            motion, error = fitted(left, error, place, value, close, 2 / unit ** 2)
         following = (left * (error < close ** 2)).sum(1)
         motion = motion.masked_fill((following < 3)[:, None, None], math.nan) * (TOKEN * unit)
         shares = (following / count.clamp(min=1)).view(LAYERS, batch)
@@ -117,9 +116,15 @@ def triangles(count: Tensor) -> Tensor:
     return torch.stack([first, *others], -1).long().remainder(count.clamp(min=1)[..., None])
 
 
-def misfit(matrix: Tensor, shift: Tensor, place: Tensor, value: Tensor) -> Tensor:
-    """Squared distance (..., n) of values (..., 2, n) from a motion at places (2, n)."""
-    return (matrix @ place + shift[..., None] - value).square().sum(-2)
+@accelerated
+def fitted(left: Tensor, error: Tensor, place: Tensor, value: Tensor, close: float,
+           stiff: float) -> tuple[Tensor, Tensor]:
+    """Fit a plane's motion to what is left (B, n) and has been close, by its squared error (B, n).
+
+    ``place``: (2, n), ``value``: (B, 2, n) -> motion (B, 2, n), its squared error (B, n).
+    """
+    motion = homography(left * (error < close ** 2), place, value, stiff)
+    return motion, (motion - value).square().sum(1)
 
 
 def homography(weight: Tensor, place: Tensor, value: Tensor, stiff: float) -> Tensor:

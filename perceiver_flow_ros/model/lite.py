@@ -17,21 +17,19 @@ import math
 
 from perceiver_flow_ros.model.choice import Choice, find_candidates, Options, renewed
 from perceiver_flow_ros.model.evidence import (
-    best_match,
     centres,
     local_contrast,
     lucas_kanade,
-    matching_cost,
+    match,
     median,
-    spread,
     TOKEN,
-    warp,
+    warp_by_tokens,
     window_mean,
 )
-from perceiver_flow_ros.model.matching import leaves
 from perceiver_flow_ros.model.perceiver import Decoder, Encoder, Layer
 from perceiver_flow_ros.model.propagation import propagated
 from perceiver_flow_ros.model.pyramid import (
+    convex_upsample,
     matching_level,
     normaliser,
     pyramid_sizes,
@@ -117,18 +115,6 @@ def waves(n: int, bands: int, device: torch.device) -> Tensor:
     return torch.cat([place, angle.sin(), angle.cos()], 1)
 
 
-def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
-    """Each of a token's 4x4 pixels is a convex combination of 3x3 tokens (RAFT).
-
-    ``flow``: (B, 2, h, w), ``mask``: (B, 9 * 16, h, w) logits -> (B, 2, 4h, 4w).
-    """
-    batch, _, h, w = flow.shape
-    weights = mask.view(batch, 1, 9, TOKEN * TOKEN, h, w).softmax(2)
-    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
-    neighbours = neighbours.view(batch, 2, 9, 1, h, w)
-    return F.pixel_shuffle((weights * neighbours).sum(2).flatten(1, 2), TOKEN)
-
-
 def bilinear_logits() -> Tensor:
     """Logits (9, 16) with which `convex_upsample` interpolates bilinearly."""
     offset = (torch.arange(TOKEN) + 0.5) / TOKEN - 0.5
@@ -183,7 +169,7 @@ class LitePerceiver(nn.Module):
         # Preprocess: what matching says, then what the gradients say, then what they leave open.
         batch, _, h, w = previous.shape
         coarse, cost = self.measure(contrast, current, before, chosen)
-        warped = warp(current, spread(coarse))
+        warped = warp_by_tokens(current, coarse)
         gradient = lucas_kanade(contrast, local_contrast(warped))
         detail = coarse - window_mean(coarse, 5)
         x = torch.cat([self.features(previous, warped), cost, gradient,
@@ -215,16 +201,12 @@ class LitePerceiver(nn.Module):
         was chosen between candidates.
         """
         first, second = (x.mean(1, keepdim=True) for x in (contrast, current))
-        grey = warp(second, spread(before))
-        cost, mean = matching_cost(first, local_contrast(grey), self.config.radius)
-        coarse = before + best_match(cost, self.config.radius)
+        warped = local_contrast(warp_by_tokens(second, before))
+        coarse, cost = match(first, warped, before, self.config.radius)
         if not chosen:          # (a small object that goes far is no outlier)
             coarse = median(coarse)
-        best = cost.amin(1, keepdim=True)
-        seen = [best, mean.add(0.01).log() / 2, leaves(before).to(cost.dtype)]
-        gradient = lucas_kanade(contrast, local_contrast(warp(current, spread(coarse))))
-        coarse = median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2)
-        return coarse, torch.cat([cost, *seen], 1)
+        gradient = lucas_kanade(contrast, local_contrast(warp_by_tokens(current, coarse)))
+        return median(coarse + (gradient[:, 0:2] + gradient[:, 2:4]) / 2), cost
 
     def forward(self, previous: Tensor, current: Tensor, finest: int = 0,
                 choices: list[Options] | None = None, matched: int = MATCHED) -> list[Tensor]:

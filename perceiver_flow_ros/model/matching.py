@@ -80,8 +80,8 @@ def distant_matches(previous: Tensor, current: Tensor) -> Tensor:
     mutual = ((column_back - x).abs() <= 2) & ((row_back - y).abs() <= 2)
     match = match.float().masked_fill(~mutual[:, None], math.nan)
     match = match.view(batch, 2, rows, columns).to(previous.dtype)
-    near = torch.cat([length(match - other) < 3 for other in neighbours(match, 1)], 1)
-    return match.masked_fill(near.sum(1, keepdim=True) < 2, math.nan)
+    near = length(match - torch.stack(neighbours(match, 1))) < 3
+    return match.masked_fill(near.sum(0) < 2, math.nan)
 
 
 @torch.no_grad()
@@ -93,11 +93,3 @@ def filled(match: Tensor, rounds: int = 6) -> Tensor:
         mean = F.avg_pool2d(match.nan_to_num(0.), 3, 1, 1) / share
         match = torch.where(known, match, mean)
     return match
-
-
-def leaves(flow: Tensor) -> Tensor:
-    """Tell which tokens' centres the flow (B, 2, h, w), pixels, takes out of the frame."""
-    x, y = (TOKEN * (torch.arange(n, device=flow.device) + 0.5) for n in flow.shape[:1:-1])
-    x, y = x + flow[:, :1], y[:, None] + flow[:, 1:]
-    h, w = (TOKEN * n for n in flow.shape[-2:])
-    return (x < 0) | (x > w) | (y < 0) | (y > h)

@@ -5,12 +5,14 @@ A level's tokens are larger than its pixels, so that both sides of an edge are m
 PatchMatch (Barnes et al., https://doi.org/10.1145/1531326.1531330), every pixel then tries the
 flow of some others, further ones first, and takes it where it explains the frames better.
 """
+from perceiver_flow_ros.model.accelerated import accelerated
 from perceiver_flow_ros.model.evidence import brighter, DARKER, neighbours, warp, window_mean
 import torch
 from torch import Tensor
 
 AXES, DIAGONALS = (1, 3, 4, 6), (0, 2, 5, 7)        # of the eight `neighbours`
-STEPS = ((16, AXES), (8, DIAGONALS), (8, AXES), (3, DIAGONALS))     # pixels of the level
+# How far the others are, pixels of the level, and whether on the diagonals
+STEPS = (16, False), (8, True), (8, False), (3, True)
 PRICE = 0.01            # of another's flow, in deviations of the frames' brightness
 CLAIMED = 0.05          # difference up to which a pixel is taken to be where its flow says
 
@@ -34,15 +36,27 @@ def propagated(flow: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         claimed = torch.zeros(batch, h * w + 1, device=flow.device)
         claimed = claimed.scatter(1, goal.flatten(1), 1.)[:, :-1].view_as(first)
         cost = cost.masked_fill(leaves, -1.)
-        both = torch.cat([second, claimed], 1).repeat(4, 1, 1, 1)
-        for reach, which in STEPS:
-            others = [x for k, x in enumerate(neighbours(flow, reach)) if k in which]
-            seen, taken = warp(both, torch.cat(others)).unflatten(0, (4, batch)).split(1, 2)
-            costs = misfit(first, seen) + taken
-            for other, its in zip(others, costs):
-                better = its + PRICE < cost
-                flow, cost = torch.where(better, other, flow), torch.where(better, its, cost)
+        for reach, diagonal in STEPS:
+            flow, cost = tried(flow, cost, first, second, claimed, reach, diagonal)
     return flow
+
+
+@accelerated
+def tried(flow: Tensor, cost: Tensor, first: Tensor, second: Tensor, claimed: Tensor, reach: int,
+          diagonal: bool) -> tuple[Tensor, Tensor]:
+    """Let every pixel take the flow of four others where it costs less: flow, its cost.
+
+    ``flow``: (B, 2, h, w), the others (B, 1, h, w): its cost, both frames, where the second is
+    ``claimed``. The four are ``reach`` pixels away, above, left, right, below or ``diagonal``.
+    """
+    which = DIAGONALS if diagonal else AXES
+    others = [x for k, x in enumerate(neighbours(flow, reach)) if k in which]
+    both = torch.cat([second, claimed], 1).expand(4, -1, -1, -1, -1).flatten(0, 1)
+    seen, taken = warp(both, torch.cat(others)).unflatten(0, (4, -1)).split(1, 2)
+    for other, its in zip(others, misfit(first, seen) + taken):
+        better = its + PRICE < cost
+        flow, cost = torch.where(better, other, flow), torch.where(better, its, cost)
+    return flow, cost
 
 
 def misfit(first: Tensor, second: Tensor) -> Tensor:

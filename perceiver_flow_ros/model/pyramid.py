@@ -2,6 +2,7 @@
 """The pyramid over which flow goes from coarse to fine: its sizes, its frames, its flow."""
 from collections.abc import Callable
 
+from perceiver_flow_ros.model.accelerated import accelerated
 from perceiver_flow_ros.model.evidence import TOKEN
 from perceiver_flow_ros.model.matching import MOST_TOKENS
 from torch import stack, Tensor
@@ -49,3 +50,16 @@ def resize_flow(flow: Tensor, h: int, w: int, mode: str = 'bilinear') -> Tensor:
     x, y = w / flow.shape[-1], h / flow.shape[-2]
     u, v = F.interpolate(flow, (h, w), mode=mode).unbind(1)
     return stack([u * x, v * y], 1)       # (no tensor from the host: CUDA graphs)
+
+
+@accelerated
+def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
+    """Each of a token's 4x4 pixels is a convex combination of 3x3 tokens (RAFT).
+
+    ``flow``: (B, 2, h, w), ``mask``: (B, 9 * 16, h, w) logits -> (B, 2, 4h, 4w).
+    """
+    batch, _, h, w = flow.shape
+    weights = mask.view(batch, 1, 9, TOKEN * TOKEN, h, w).softmax(2)
+    neighbours = F.unfold(F.pad(flow, (1, 1, 1, 1), mode='replicate'), 3)
+    neighbours = neighbours.view(batch, 2, 9, 1, h, w)
+    return F.pixel_shuffle((weights * neighbours).sum(2).flatten(1, 2), TOKEN)

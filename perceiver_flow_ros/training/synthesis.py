@@ -227,47 +227,49 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     still = torch.rand(count) < stands
     pace = scale * torch.rand(count) * torch.where(still, 0.03, 1.)
     pace, scale, rigid, drives, size = (put(x, device) for x in (pace, scale, rigid, drives, size))
-    camera = random_flow(height, width, pace, rigid, drives)
-    for layer in range(motion.layers + 1):
-        chosen = (layers >= layer).nonzero().flatten()  # the pairs that have so many layers
-        n, chosen = len(chosen), put(chosen, device)
-        flow = camera[chosen]
-        if layer:
-            own = random_flow(height, width, scale[chosen], rigid[chosen], drives[chosen])
-            flow = own + flow * (torch.rand(n, 1, 1, 1, device=device) < 0.7)
-        # Texture coordinates turned and zoomed, so that both frames are interpolated alike.
-        angle = uniform(-0.6, 0.6, n, device=device)
-        zoom = uniform(-0.25, 0.25, n, device=device).exp()
-        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
-        turn = turn.view(n, 2, 2) * zoom.view(-1, 1, 1)
-        here = grid.expand(n, -1, -1, -1)
-        seen = torch.cat([here + flow, here], 3)  # frame 1 left of frame 2 on one canvas
-        points = torch.einsum('nij,njhw->nihw', turn, seen - centre) + centre
-        patch = textures.patches(n, height + 2 * margin, width + 2 * margin)
-        colour = sample(patch, points, margin)
-        if layer == 0:
-            canvas, truth = colour, flow
-            back = reversed_flow(flow, here) if motion.both_ways else None
-            continue
-        place = torch.rand(n, 2, device=device) * put([width, height], device)
-        x, y = place.long().unbind(1)
-        goes = flow[torch.arange(n, device=device), :, y, x]
-        # Most of them are where the first frame shows them: there flow is asked for.
-        place = place + goes * (torch.rand(n, 1, device=device) < SHOWN)
-        mask = shape_mask(seen, place, size[chosen])
-        plain = torch.rand(n, 1, 1, 1, device=device) < PLAIN
-        contrast = torch.where(plain, uniform(0.03, 0.5, n, 1, 1, 1, device=device), 1.)
-        middle = colour.mean((2, 3), keepdim=True)
-        colour = middle + contrast * (colour - middle)
-        canvas[chosen] = canvas[chosen] * (1 - mask) + colour * mask
-        truth[chosen] = torch.where(mask[..., :width] > 0.5, flow, truth[chosen])
+    # All that is seen, at once: backgrounds, then objects, back to front; each object's pair.
+    there, pair = (layers >= torch.arange(1, motion.layers + 1)[:, None]).nonzero().unbind(1)
+    numbers, pair = there.bincount(minlength=motion.layers).tolist(), put(pair, device)
+    flow = random_flow(height, width, torch.cat([pace, scale[pair]]),
+                       *(torch.cat([x, x[pair]]) for x in (rigid, drives)))
+    objects = len(pair)
+    carried = torch.rand(objects, 1, 1, 1, device=device) < 0.7
+    flow[count:] += flow[:count][pair] * carried
+    # Texture coordinates turned and zoomed, so that both frames are interpolated alike.
+    angle = uniform(-0.6, 0.6, len(flow), device=device)
+    zoom = uniform(-0.25, 0.25, len(flow), device=device).exp()
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
+    turn = turn.view(-1, 2, 2) * zoom.view(-1, 1, 1)
+    here = grid.expand(len(flow), -1, -1, -1)
+    seen = torch.cat([here + flow, here], 3)  # frame 1 left of frame 2 on one canvas
+    points = torch.einsum('nij,njhw->nihw', turn, seen - centre) + centre
+    patch = textures.patches(len(flow), height + 2 * margin, width + 2 * margin)
+    colour = sample(patch, points, margin)
+    back = reversed_flow(flow, here) if motion.both_ways else None
+    place = torch.rand(objects, 2, device=device) * put([width, height], device)
+    x, y = place.long().unbind(1)
+    goes = flow[count:][torch.arange(objects, device=device), :, y, x]
+    # Most of them are where the first frame shows them: there flow is asked for.
+    place = place + goes * (torch.rand(objects, 1, device=device) < SHOWN)
+    mask = shape_mask(seen[count:], place, size[pair])
+    plain = torch.rand(objects, 1, 1, 1, device=device) < PLAIN
+    contrast = torch.where(plain, uniform(0.03, 0.5, objects, 1, 1, 1, device=device), 1.)
+    middle = colour[count:].mean((2, 3), keepdim=True)
+    colour[count:] = middle + contrast * (colour[count:] - middle)
+    canvas, truth = colour[:count], flow[:count]
+    done = 0
+    for number in numbers:
+        some, of = (slice(first + done, first + done + number) for first in (0, count))
+        shape, which = mask[some], pair[some]
+        canvas[which] = canvas[which] * (1 - shape) + colour[of] * shape
+        truth[which] = torch.where(shape[..., :width] > 0.5, flow[of], truth[which])
         if back is not None:
-            back[chosen] = torch.where(mask[..., width:] > 0.5, reversed_flow(flow, here),
-                                       back[chosen])
+            back[which] = torch.where(shape[..., width:] > 0.5, back[of], back[which])
+        done += number
     first, second = canvas.split(width, 3)
     if motion.augment == 1 or (motion.augment and torch.rand(()) < motion.augment):
         first, second = photometric(first, second)
     if back is not None:
         first, second = torch.cat([first, second]), torch.cat([second, first])
-        truth = torch.cat([truth, back])
+        truth = torch.cat([truth, back[:count]])
     return first, second, truth

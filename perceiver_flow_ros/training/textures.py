@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.model.accelerated import accelerated
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,8 +40,8 @@ class Textures:
     """
 
     def __init__(self, folders: list[Path] | None = None, device: str = 'cpu'):
-        self.images: list[Tensor] = []
         self.device = device
+        self._images: list[np.ndarray] = []
         detail = self._load(packaged_photographs())
         for folder in folders or []:
             found = [f for f in sorted(Path(folder).rglob('*')) if f.suffix.lower() in SUFFIXES]
@@ -51,6 +52,12 @@ class Textures:
             detail += added
         # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
         self.weights = torch.tensor(detail)
+        # All in one tensor, one after the other: where they begin, and (height, width) of each
+        self.sizes = torch.tensor([image.shape[1:] for image in self._images]).view(-1, 2)
+        self.begins = (3 * self.sizes.prod(1)).cumsum(0) - 3 * self.sizes.prod(1)
+        flat = np.concatenate([image.ravel() for image in self._images] or [np.zeros(0, np.uint8)])
+        self.pixels = torch.from_numpy(flat).to(device)
+        del self._images
 
     def _load(self, files: list[Path]) -> list[float]:
         """Add photographs; give how much detail each one has, 0 where it is not to be used."""
@@ -64,17 +71,20 @@ class Textures:
             grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
             used = not any(name in file.name.lower() for name in TEST_DATA)
             detail.append(used * min(40.0, 2 + cv2.Laplacian(grey, cv2.CV_32F).std()))
-            rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
-            self.images.append(torch.from_numpy(rgb).to(self.device))
+            self._images.append(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
         return detail
+
+    def __len__(self) -> int:
+        """Count the photographs."""
+        return len(self.sizes)
 
     def split(self, every: int) -> tuple['Textures', 'Textures']:
         """Two banks: all but each ``every``-th photograph, and these, held out."""
         banks = copy(self), copy(self)
         for held_out, bank in enumerate(banks):
-            chosen = [i for i in range(len(self.images)) if (i % every == 0) == bool(held_out)]
-            bank.images = [self.images[i] for i in chosen]
-            bank.weights = self.weights[chosen]
+            chosen = (torch.arange(len(self)) % every == 0) == bool(held_out)
+            bank.weights, bank.sizes, bank.begins = (
+                x[chosen] for x in (self.weights, self.sizes, self.begins))
         return banks
 
     def patches(self, count: int, height: int, width: int, noise: float = 0.2) -> Tensor:
@@ -84,19 +94,40 @@ class Textures:
         if procedural.any():
             out[put(procedural.nonzero().flatten(), self.device)] = procedural_textures(
                 int(procedural.sum()), height, width, self.device)
-        for i in (~procedural).nonzero().flatten().tolist():
-            image = self.images[int(torch.multinomial(self.weights, 1))]
-            # Any crop from half to twice the patch in scale, mirrored at random.
-            zoom = float(uniform(-0.9, 0.9, 1, device='cpu').exp2())
-            h, w = (max(16, min(int(n * zoom), m)) for n, m in
-                    zip((height, width), image.shape[1:]))
-            y, x = (int(torch.randint(0, m - n + 1, (1,)))
-                    for n, m in zip((h, w), image.shape[1:]))
-            patch = image[None, :, y:y + h, x:x + w].float() / 255
-            patch = F.interpolate(patch, (height, width), mode='bilinear',
-                                  antialias=h > height)[0]
-            out[i] = patch.flip(-1) if torch.rand(1) < 0.5 else patch
+        crops = self.crops(int((~procedural).count_nonzero()), height, width)
+        if len(crops):
+            out[put((~procedural).nonzero().flatten(), self.device)] = cut(
+                self.pixels, crops, height, width)
         return out
+
+    def crops(self, count: int, height: int, width: int) -> Tensor:
+        """Choose parts of photographs for `cut`, from half to twice a patch in size."""
+        which = self.weights.multinomial(count, replacement=True) if count else torch.zeros(
+            0, dtype=torch.long)
+        zoom = uniform(-0.9, 0.9, count, 1, device='cpu').exp2()
+        size = (zoom * torch.tensor([height, width])).long()
+        size = torch.minimum(size, self.sizes[which]).clamp(min=16)
+        y, x = (torch.rand(count, 2) * (self.sizes[which] - size + 1)).long().unbind(1)
+        rows, columns = self.sizes[which].unbind(1)
+        first = self.begins[which] + y * columns + x
+        mirrored = torch.rand(count) < 0.5
+        return torch.stack([first, columns, rows * columns, *size.unbind(1), mirrored.long()], 1)
+
+
+@accelerated
+def cut(pixels: Tensor, crops: Tensor, height: int, width: int) -> Tensor:
+    """Cut patches (n, 3, height, width) float in 0..1 out of photographs.
+
+    ``pixels``: of all photographs, flat uint8, three planes each; ``crops``: (n, 6) int64, on the
+    CPU: the first pixel, how far the next row and the next plane are, rows, columns, mirrored.
+    """
+    patches = []
+    for first, row, plane, h, w, mirrored in crops.tolist():
+        patch = pixels.as_strided((1, 3, h, w), (0, plane, row, 1), first).float() / 255
+        patch = F.interpolate(patch, (height, width), mode='bilinear',
+                              antialias=h > height or w > width)
+        patches.append(patch.flip(-1) if mirrored else patch)
+    return torch.cat(patches)
 
 
 def uniform(low: float, high: float, *shape: int, device: torch.device | str) -> Tensor:

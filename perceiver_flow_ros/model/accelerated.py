@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that are Triton kernels on a GPU, where PyTorch would launch hundreds of small ones.
+
+What `accelerated` marks is the definition and serves everywhere; beside its module, in one named
+``..._cuda``, is a function of the same name and result. A GPU needs longer to launch an operation
+on frames as small as lite's than to do it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+import subprocess
+from typing import ParamSpec, TypeVar
+import warnings
+
+import torch
+from torch import Tensor
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+
+def accelerated(function: Callable[P, R]) -> Callable[P, R]:
+    """Call the kernels of that name instead, on a GPU that has Triton, but for gradients.
+
+    The function itself stays ``__wrapped__``.
+    """
+    @wraps(function)
+    def chosen(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if not served(tensors[0].device) or (
+                torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            return function(*args, **kwargs)
+        return getattr(import_module(f'{function.__module__}_cuda'), function.__name__)(
+            *args, **kwargs)
+    return chosen
+
+
+@cache
+def served(device: torch.device) -> bool:
+    """Tell whether kernels run on a device: on a GPU, where Triton can compile them."""
+    if device.type != 'cuda':
+        return False
+    try:
+        from triton import TritonError
+    except ImportError as error:
+        reason = str(error)
+    else:
+        from perceiver_flow_ros.model.evidence_cuda import median
+        try:
+            with torch.cuda.device(device):
+                median(torch.zeros(1, 1, 4, 4, device=device))
+            return True
+        except torch.cuda.OutOfMemoryError:
+            raise
+        # (without a C compiler, or Python.h, Triton raises the other two)
+        except (TritonError, RuntimeError, subprocess.CalledProcessError) as error:
+            reason = f'{type(error).__name__}: {error}'
+    warnings.warn(f'no fused kernels, so lite is several times slower on {device}: {reason}',
+                  stacklevel=3)
+    return False

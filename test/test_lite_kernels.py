@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels of lite and of its training pairs: on a GPU, else in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
+
+from perceiver_flow_ros.commands._lite_checks import check_lite_kernels
+from perceiver_flow_ros.flow.lite import PACKAGED
+from perceiver_flow_ros.model import accelerated, evidence, evidence_cuda
+from perceiver_flow_ros.model.weights import load_lite
+from perceiver_flow_ros.training import textures, textures_cuda
+
+DEVICE = torch.device('cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('size', [(2, 8, 20), (1, 4, 8), pytest.param(
+    (3, 20, 44), marks=pytest.mark.slow)], ids=str)
+def test_every_kernel_against_float64(size):
+    """Several blocks, the last one not full; one row of tokens; batch 3."""
+    checks = list(check_lite_kernels(DEVICE, *size, seed=0))
+    assert {c.kernel for c in checks} == {
+        'warp_by_tokens', 'local_contrast', 'match', 'lucas_kanade', 'median', 'describe',
+        'convex_upsample', 'tried', 'fitted'}
+    assert not [check for check in checks if not check.passed]
+
+
+def test_a_wrong_kernel_is_noticed(monkeypatch):
+    monkeypatch.setattr(evidence_cuda, 'median', lambda flow: flow)
+    monkeypatch.setattr(evidence_cuda, 'local_contrast', torch.empty_like)
+    checks = check_lite_kernels(DEVICE, 1, 12, 20, seed=0)
+    assert [c.kernel for c in checks if not c.passed] == ['local_contrast', 'median']
+
+
+def test_crops_of_photographs():
+    """Shrunk, grown, mirrored, as high as the photograph, and of another aspect ratio."""
+    pixels = torch.randint(0, 256, (3 * 40 * 50,), dtype=torch.uint8)
+    crops = torch.tensor([[0, 50, 2000, 40, 50, 0], [53, 50, 2000, 17, 16, 1],
+                          [203, 50, 2000, 33, 20, 1], [0, 50, 2000, 16, 40, 0]])
+    expected = textures.cut.__wrapped__(pixels, crops, 24, 26)
+    out = textures_cuda.cut(pixels.to(DEVICE), crops, 24, 26)
+    assert torch.allclose(out.cpu(), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_network_is_the_same(monkeypatch):
+    """Flow of lite with all of its kernels is flow of lite without them."""
+    network = load_lite(PACKAGED).eval()
+    torch.manual_seed(0)
+    first = torch.nn.functional.interpolate(torch.rand(1, 3, 10, 12), (40, 48), mode='bicubic')
+    first = first.clamp(0, 1)
+    second = first.roll((1, 3), (2, 3))
+    with torch.inference_mode():
+        expected = network(first, second)[-1]
+        monkeypatch.setattr(accelerated, 'served', lambda device: True)
+        called = set()
+        for name in ('match', 'lucas_kanade'):
+            plain = getattr(evidence_cuda, name)
+            monkeypatch.setattr(evidence_cuda, name, lambda *args, plain=plain, name=name: (
+                called.add(name), plain(*args))[1])
+        flow = network.to(DEVICE)(first.to(DEVICE), second.to(DEVICE))[-1].cpu()
+    assert called == {'match', 'lucas_kanade'}
+    assert (flow - expected).norm(dim=1).median() < 1e-4
+    assert (flow - expected).norm(dim=1).mean() < 0.01
+
+
+def test_gradients_and_gpus_without_triton_do_without_kernels(monkeypatch):
+    x = torch.rand(1, 2, 4, 4, requires_grad=True)
+    monkeypatch.setattr(evidence_cuda, 'median', lambda flow: flow)
+    assert not torch.equal(evidence.median(x), x)       # a CPU is not served
+    monkeypatch.setattr(accelerated, 'served', lambda device: True)
+    evidence.median(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(evidence.median(x.detach()), x)
