@@ -30,8 +30,8 @@ DEVICE = torch.device('cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'c
 SMALL = Setup(
     size=(6, 20), network={'num_latents': 20, 'd_latents': 32, 'num_self_attends_per_block': 1,
                            'num_self_attention_heads': 2},
-    checks=Sizes(2, 2, 9, 17, 24), images=((6, 24),), precisions=(torch.float32, torch.float16),
-    strides=(4,), matrix=64, copied=1024, repeat=1,
+    checks=Sizes(2, 2, 9, 17, 24), lite_checks=(1, 4, 8), images=((6, 24),),
+    precisions=(torch.float32, torch.float16), strides=(4,), matrix=64, copied=1024, repeat=1,
     blocks=Blocks(read=(32, 32), write=(4, 8, 32, 64), attend=(16, 16), read_stages=1,
                   write_stages=1))
 
@@ -43,7 +43,7 @@ def test_everything_is_measured_and_checked(monkeypatch):
     report = benchmark(DEVICE, SMALL, said.append)
     table = '\n'.join(said)
     assert report['failed'] == [] and 'All checks passed.' in table
-    assert len(report['checks']) == 12 and all(c['passed'] for c in report['checks'])
+    assert len(report['checks']) == 22 and all(c['passed'] for c in report['checks'])
     rows = {row['name']: row for row in report['rows']}
     assert all('error' not in row and 0 < row['fastest'] <= row['seconds'] <= row['slowest']
                for row in rows.values()), rows
@@ -59,6 +59,7 @@ def test_a_wrong_kernel_or_row_fails(monkeypatch):
     """No row is left out: what cannot be measured says why, and the others go on."""
     monkeypatch.setattr(_benchmark_cuda, 'check_kernels', lambda *_: [
         Check('read', torch.float32, 1.)])
+    monkeypatch.setattr(_benchmark_cuda, 'check_lite_kernels', lambda *_: [])
 
     def rows(*_):
         yield _benchmark_cuda.measured('broken', lambda: 1 / torch.zeros(2).reshape(3), DEVICE,
@@ -78,15 +79,20 @@ def test_what_crashes_costs_nothing_else(monkeypatch):
     def crash(*_):
         raise Exception('out of resource: shared memory')
 
+    def crash_later(*_):
+        yield Check('read', torch.float32, 0.)
+        crash()
+
     kept = []
-    monkeypatch.setattr(_benchmark_cuda, 'check_kernels', crash)
+    monkeypatch.setattr(_benchmark_cuda, 'check_kernels', crash_later)
+    monkeypatch.setattr(_benchmark_cuda, 'check_lite_kernels', crash_later)
     monkeypatch.setattr(_benchmark_cuda, 'CudaNetwork', crash)
     monkeypatch.setattr(_benchmark_cuda, 'SETTINGS', ['fast'])
     setup = replace(SMALL, precisions=(torch.float32,), peer=False)
     report = benchmark(DEVICE, setup, lambda _: None, lambda report: kept.append(len(report)))
-    assert report['failed'] == ['kernels float32', 'float32']
+    assert report['failed'] == ['kernels float32', 'kernels of lite', 'float32']
     assert report['rows'][0]['error'] == 'Exception: out of resource: shared memory'
-    assert report['rows'][1]['name'] == 'lite fast, 24x6' and len(kept) == 4
+    assert report['rows'][1]['name'] == 'lite fast, 24x6' and len(kept) == 5
 
 
 def test_what_is_not_captured_fails():

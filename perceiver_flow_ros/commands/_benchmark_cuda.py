@@ -28,6 +28,7 @@ from perceiver_flow_ros.commands._cuda_tasks import (
 )
 from perceiver_flow_ros.commands._gpu import ceilings, ENOUGH, gpu, seconds
 from perceiver_flow_ros.commands._kernel_checks import ALLOWED, check_kernels, Sizes
+from perceiver_flow_ros.commands._lite_checks import check_lite_kernels
 from perceiver_flow_ros.commands.benchmark import (
     frame_pair,
     machine,
@@ -60,6 +61,7 @@ class Setup:
     size: tuple[int, int] = (368, 496)
     network: dict[str, int] = field(default_factory=dict)
     checks: Sizes = Sizes()
+    lite_checks: tuple[int, int, int] = (2, *VGA)       # pairs, height, width
     images: tuple[tuple[int, int], ...] = (VGA, (720, 1280))
     precisions: tuple[torch.dtype, ...] = PRECISIONS
     strides: tuple[int, ...] = STRIDES
@@ -95,19 +97,23 @@ def benchmark(device: torch.device, setup: Setup, say: Callable[[str], None],
 
     say('\nkernels against float64, random inputs')
     report['checks'] = []
-    for precision in setup.precisions:
+    seed = time.time_ns() % 2 ** 31
+    suites = {name_of(precision): check_kernels(device, setup.checks, precision, seed,
+                                                setup.blocks) for precision in setup.precisions}
+    suites['of lite'] = check_lite_kernels(device, *setup.lite_checks, seed)
+    for suite, checks in suites.items():
         try:
-            for check in check_kernels(device, setup.checks, precision,
-                                       time.time_ns() % 2 ** 31, setup.blocks):
-                report['checks'].append({'kernel': check.kernel, 'precision': name_of(precision),
+            for check in checks:
+                name = name_of(check.precision)
+                report['checks'].append({'kernel': check.kernel, 'precision': name,
                                          'error': check.error, 'passed': check.passed})
-                say(f'  {check.kernel:14}{name_of(precision):10}{check.error:10.1e}   '
-                    + ('ok' if check.passed else f'FAILED: at most {ALLOWED[precision]:.0e}'))
+                say(f'  {check.kernel:16}{name:10}{check.error:10.1e}   ' + (
+                    'ok' if check.passed else f'FAILED: at most {ALLOWED[check.precision]:.0e}'))
                 if not check.passed:
-                    report['failed'].append(f'{check.kernel} {name_of(precision)}')
+                    report['failed'].append(f'{check.kernel} {name}')
         except Exception as error:      # one that does not compile, say: the others go on
-            say(f'  {name_of(precision)}: FAILED: {in_a_line(error)}')
-            report['failed'].append(f'kernels {name_of(precision)}')
+            say(f'  {suite}: FAILED: {in_a_line(error)}')
+            report['failed'].append(f'kernels {suite}')
         keep(report)
 
     report['ceilings'] = ceilings(device, setup.matrix, setup.copied)

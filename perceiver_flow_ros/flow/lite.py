@@ -14,6 +14,7 @@ from perceiver_flow_ros.model.evidence import TOKEN
 from perceiver_flow_ros.model.pyramid import resize_flow
 from perceiver_flow_ros.model.weights import load_lite
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 # Images of messages are read-only, and only read here. (A copy of each would, over hours, add up:
@@ -75,6 +76,9 @@ class LiteEstimator:
         self.setting = settings[DEFAULT if quality == 'auto' else quality]
         self.replay = Replay(device)
         network = load_lite(weights or PACKAGED).eval()
+        for layer in network.modules():         # else autocast would round them for every pair
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(getattr(torch, precision))
         self._network = network.to(  # type: ignore[call-overload]  # (its stub lacks the format)
             device, memory_format=torch.channels_last)
 
