@@ -27,6 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+SHARED = {90: 227 * 1024, 86: 99 * 1024}      # bytes that a program may have: H100, GeForce
 DTYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
 INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'latents', 'splits',
             'row_blocks', 'stripes', 'channels', 'rows', 'columns', 'heads', 'images', 'batch',
@@ -62,10 +63,10 @@ def variants_of_lite():
     yield textures_cuda.cut_kernel, set(), {'BLOCK': textures_cuda.BLOCK}, {}
 
 
-def variants(precision):
+def variants(precision, cc):
     """Yield kernel, its arguments in the network's precision, constants, options; as `launch`."""
     dtype = getattr(torch, precision)
-    blocks = launch.blocks_for(dtype)
+    blocks = launch.blocks_for(dtype, SHARED[cc])
     read, write = blocks.read, blocks.write
     multiply = {'PRECISION': launch.product_of(dtype)}
     yield (kernels.preprocess_kernel, {'pixels'},
@@ -120,12 +121,12 @@ def compiled(kernel, precise, constants, options, precision, capability):
                                       check=True).stdout for option in ('-res-usage', '-sass'))
     registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
     return {'kernel': kernel.__name__, 'grid': constants.get('GRID'), 'registers': int(registers),
-            'stack': int(stack), 'shared': done.metadata.shared,
+            'stack': int(stack), 'shared': done.metadata.shared, 'room': SHARED[capability],
             'wgmma': len(re.findall(r'\bHGMMA', code)), 'mma': len(re.findall(r'\bHMMA', code))}
 
 
 if __name__ == '__main__':
     wanted, cc = sys.argv[1], int((sys.argv[2:] or ['90'])[0])
     lite = wanted == 'lite'
-    for variant in variants_of_lite() if lite else variants(wanted):
+    for variant in variants_of_lite() if lite else variants(wanted, cc):
         print(json.dumps(compiled(*variant, 'float32' if lite else wanted, cc)), flush=True)

@@ -50,7 +50,7 @@ def check_kernels(device: torch.device | str, sizes: Sizes, precision: torch.dty
                   blocks: Blocks | None = None) -> Iterator[Check]:
     """Run every kernel once."""
     random = torch.Generator().manual_seed(seed)
-    blocks = blocks or launch.blocks_for(precision)
+    blocks = blocks or launch.blocks_for(precision, launch.room_on(torch.device(device)))
 
     def normal(*shape: int, scale: float = 1., dtype: torch.dtype = torch.float32) -> Tensor:
         return (scale * torch.randn(shape, generator=random)).to(dtype).to(device)

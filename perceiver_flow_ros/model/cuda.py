@@ -59,7 +59,7 @@ class CudaNetwork:
                  blocks: Blocks | None = None):
         self.config, self.precision = network.config, precision
         self.device = network.latents.device
-        self.blocks = blocks or launch.blocks_for(precision)
+        self.blocks = blocks or launch.blocks_for(precision, launch.room_on(self.device))
         self._prepare_pixels(network.content, network.positions)
         encoder, decoder = network.encoder, network.decoder
         self._prepare_reader(network.latents, encoder.cross_attention, network.positions)
