@@ -218,8 +218,15 @@ def turned(batch, across: bool, down: bool):
     return first, second, flow * sign
 
 
+@pytest.fixture
+def small_validation(monkeypatch):
+    """Evaluate on two pairs: those of a training take seconds."""
+    monkeypatch.setattr(Trainer, 'validation', property(lambda trainer: [
+        make_pairs(2, 64, 64, trainer.held_out, trainer.recipe.motion)]))
+
+
 @pytest.mark.parametrize('only', [False, True])
-def test_a_run_is_its_steps(tmp_path, only):
+def test_a_run_is_its_steps(tmp_path, small_validation, only):
     """To make the next batch early, and to evaluate in between, changes nothing."""
     recipe = replace(RECIPE, pairs=4 * RECIPE.batch, height=128, width=128, only_choice=only,
                      repeats=2)
@@ -266,7 +273,7 @@ def test_a_state_that_is_none_is_refused_and_none_is_left_unfinished(tmp_path, m
         trainer.resume()
 
 
-def test_weights_are_kept_before_their_error_is(tmp_path):
+def test_weights_are_kept_before_their_error_is(tmp_path, small_validation):
     """Else, where they cannot be written, the next run would wait for better ones."""
     trainer = Trainer(tmp_path, replace(RECIPE, pairs=RECIPE.batch), TEXTURES, TEXTURES, SMALL)
     seen = []
