@@ -146,8 +146,9 @@ def test_self_attention_is_the_layer():
 def test_parts_are_enough_for_all_threads(monkeypatch, count, threads, largest, lengths):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     items = list(range(count))
-    cut = [items[part] for part in parts(count, largest)]
+    cut = [items[part] for part in parts(count, largest, torch.device('cpu'))]
     assert [len(some) for some in cut] == lengths and sum(cut, []) == items
+    assert parts(count, largest, torch.device('cuda')) == [slice(0, count)][:count]
 
 
 def test_parallel_is_map_and_leaves_threads_alone():

@@ -126,7 +126,7 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``pixels``: (H, W, 66) -> latents (L, D) that have read them."""
-        blocks = parts(len(self.residual), BLOCK)
+        blocks = parts(len(self.residual), BLOCK, pixels.device)
         means = parallel(lambda block: self.mean(pixels, block), blocks, pixels.device)
         z = torch.addmm(self.residual, torch.cat(means), self.value)
         return z + self.layer.mlp(self.layer.layernorm(z))
@@ -212,7 +212,7 @@ class Writer(nn.Module):
             hidden = F.gelu(self.dense(self.layernorm(o)))
             return F.linear(o, self.flow, self.bias) + F.linear(hidden, self.hidden_flow)
 
-        groups = [queries[part] for part in parts(len(queries), QUERIES)]
+        groups = [queries[part] for part in parts(len(queries), QUERIES, z.device)]
         return list(chain.from_iterable(parallel(answer, groups, pixels.device)))
 
 

@@ -33,9 +33,14 @@ def parallel(task: Callable[[Item], Result], items: Iterable[Item],
     return list(_threads(torch.get_num_threads()).map(run, items))
 
 
-def parts(count: int, largest: int) -> list[slice]:
-    """Slices of ``count`` items: of ``largest`` at most, and where it can be one a thread."""
+def parts(count: int, largest: int, device: torch.device) -> list[slice]:
+    """Slices of ``count`` items: of ``largest`` at most, and where it can be one a thread.
+
+    On other devices than the CPU all of them are one: there, few large operators are fast.
+    """
     size = max(1, min(largest, -(-count // torch.get_num_threads())))
+    if device.type != 'cpu':
+        size = max(1, count)
     return [slice(i, i + size) for i in range(0, count, size)]
 
 

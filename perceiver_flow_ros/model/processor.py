@@ -45,10 +45,7 @@ class Processor(nn.Module):
             x = flat[part] + self.output(attended[part])
             torch.add(x, self.mlp(self.layernorm2(x)), out=out[part])
 
-        whole = [slice(None)]                           # not on a CPU: operators queue anyway
-        cpu = z.device.type == 'cpu'
-        latents = parts(len(flat), PART) if cpu else whole
-        heads = parts(self.heads, 1) if cpu else whole
+        latents, heads = parts(len(flat), PART, z.device), parts(self.heads, 1, z.device)
         for task, items in ((project, latents), (attend, heads), (rest, latents)):
             parallel(task, items, z.device)
         return out.view_as(z)
