@@ -5,6 +5,7 @@ PRECISION is that of the official network, or ``lite``: the kernels of lite and 
 Prints, as JSON, what each needs of the GPU. Not a test: `test_kernels_compile` runs it.
 """
 
+import itertools
 import json
 from pathlib import Path
 import re
@@ -18,6 +19,7 @@ from perceiver_flow_ros.model import (
     kernels,
     launch,
     layers_cuda,
+    perceiver_cuda,
     propagation_cuda,
     pyramid_cuda,
 )
@@ -31,13 +33,13 @@ SHARED = {90: 227 * 1024, 86: 99 * 1024}      # bytes that a program may have: H
 DTYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
 INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'latents', 'splits',
             'row_blocks', 'stripes', 'channels', 'rows', 'columns', 'heads', 'images', 'batch',
-            'tokens', 'count', 'reach', 'most'}
-NUMBERS = {'price', 'sharpness', 'darker', 'close', 'stiff', 'steep', 'nearest'}
+            'tokens', 'count', 'reach', 'most', 'inputs', 'outputs'}
+NUMBERS = {'price', 'sharpness', 'darker', 'close', 'stiff', 'steep', 'nearest', 'epsilon'}
 DIVISIBLE = {'height', 'width', 'latents', 'channels', 'heads'}          # by 16, at the full size
 
 
 def variants_of_lite():
-    """Yield the same of every kernel of lite, whose tensors are float32.
+    """Yield the same of every kernel of lite, whose tensors are float32 but for some weights.
 
     A number that is 1, as those of one pair are, is a constant to Triton.
     """
@@ -60,6 +62,11 @@ def variants_of_lite():
         yield choice_cuda.look_kernel, set(), {**batch, **few}, {}
         yield (choice_cuda.measure_kernel, set(),
                {'MEASURES': choice_cuda.MEASURES, **batch, **few}, {'num_warps': 1})
+    for dtype, block in itertools.product((torch.float32, torch.float16), (16, 64)):
+        half = {'weight', 'bias'} if dtype == torch.float16 else set()
+        yield (perceiver_cuda.dense_kernel, half,
+               {'NORM': True, 'GELU': True, 'ADD': True, 'PRECISION': launch.product_of(dtype),
+                'BLOCK_M': block, 'BLOCK_N': 32, 'BLOCK_K': 32}, {})
     yield textures_cuda.cut_kernel, set(), {'BLOCK': textures_cuda.BLOCK}, {}
 
 
@@ -129,4 +136,4 @@ if __name__ == '__main__':
     wanted, cc = sys.argv[1], int((sys.argv[2:] or ['90'])[0])
     lite = wanted == 'lite'
     for variant in variants_of_lite() if lite else variants(wanted, cc):
-        print(json.dumps(compiled(*variant, 'float32' if lite else wanted, cc)), flush=True)
+        print(json.dumps(compiled(*variant, 'float16' if lite else wanted, cc)), flush=True)

@@ -10,7 +10,7 @@ pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch 
 
 from perceiver_flow_ros.commands._lite_checks import check_lite_kernels
 from perceiver_flow_ros.flow.lite import PACKAGED
-from perceiver_flow_ros.model import accelerated, evidence, evidence_cuda
+from perceiver_flow_ros.model import accelerated, evidence, evidence_cuda, perceiver_cuda
 from perceiver_flow_ros.model.weights import load_lite
 from perceiver_flow_ros.training import textures, textures_cuda
 
@@ -32,7 +32,7 @@ def test_every_kernel_against_float64(size):
     checks = list(check_lite_kernels(DEVICE, *size, seed=0))
     assert {c.kernel for c in checks} == {
         'warp_by_tokens', 'local_contrast', 'match', 'lucas_kanade', 'median', 'describe',
-        'convex_upsample', 'tried', 'fitted'}
+        'convex_upsample', 'tried', 'fitted', 'projected', 'added', 'with_mlp'}
     assert not [check for check in checks if not check.passed]
 
 
@@ -41,6 +41,20 @@ def test_a_wrong_kernel_is_noticed(monkeypatch):
     monkeypatch.setattr(evidence_cuda, 'local_contrast', torch.empty_like)
     checks = check_lite_kernels(DEVICE, 1, 12, 20, seed=0)
     assert [c.kernel for c in checks if not c.passed] == ['local_contrast', 'median']
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('width', [24, 300])
+def test_layers_in_half_precision(dtype, width):
+    """Sums are float32, a residual stays what it was; wide layers are PyTorch's."""
+    torch.manual_seed(0)
+    layer, norm = torch.nn.Linear(width, 20).to(DEVICE), torch.nn.LayerNorm(width).to(DEVICE)
+    x, residual = torch.randn(3, 7, width, device=DEVICE), torch.randn(3, 7, 20, device=DEVICE)
+    expected = residual + torch.nn.functional.gelu(layer(norm(x)))
+    with torch.no_grad(), torch.autocast(DEVICE.type, dtype):
+        out = perceiver_cuda.dense(x, layer.to(dtype), norm, gelu=True, residual=residual)
+    assert out.dtype == torch.float32
+    assert (out - expected).abs().max() < 8 * torch.finfo(dtype).eps
 
 
 def test_crops_of_photographs():

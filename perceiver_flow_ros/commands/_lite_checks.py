@@ -6,17 +6,19 @@ What is plain PyTorch is the function itself, as it serves on a CPU (see `accele
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from importlib import import_module
 import math
 from typing import Any
 
 from perceiver_flow_ros.commands._kernel_checks import Check, poisoned, relative_error
-from perceiver_flow_ros.model import choice, evidence, layers, propagation, pyramid
+from perceiver_flow_ros.model import choice, evidence, layers, perceiver, propagation, pyramid
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 RADIUS = 3          # of the cost volume, as in `LiteConfig`
-MATCHES = 300       # to which a plane is fitted
+MATCHES = 300       # to which a plane is fitted; and rows of the Perceiver,
+LATENTS = 40        # which have so many channels: no multiple of what a program takes at a time
 TIES = 2            # pixels whose choice may fall otherwise, since both cost the same
 
 
@@ -42,6 +44,9 @@ def check_lite_kernels(device: torch.device | str, batch: int, height: int, widt
     flows = torch.stack([tokens, *several.split(batch)])
     candidates = choice.Candidates(match, flows[1:], torch.rand(3, batch, generator=random).to(
         device))
+    layer = perceiver.Layer(LATENTS, qk_channels=LATENTS, v_channels=LATENTS, heads=1).to(device)
+    layer.requires_grad_(False)
+    attention, hidden = layer.attention, normal(MATCHES, LATENTS) + 1
     checks: tuple[tuple[Callable, tuple], ...] = (
         (evidence.warp_by_tokens, (first, several)),
         (evidence.local_contrast, (first,)),
@@ -55,7 +60,10 @@ def check_lite_kernels(device: torch.device | str, batch: int, height: int, widt
         (propagation.tried, (flow, uniform(1, height, width) / 3, first[:, :1], second[:, :1],
                              (uniform(1, height, width) < 0.3).float(), 8, False)),
         (layers.fitted, (torch.cat([left, 1 - left]), uniform(MATCHES).repeat(2, 1), place,
-                         normal(2, MATCHES, scale=0.1).repeat(2, 1, 1), 0.7, 1e-3)))
+                         normal(2, MATCHES, scale=0.1).repeat(2, 1, 1), 0.7, 1e-3)),
+        (perceiver.projected, (hidden, layer.layernorm, attention.query, attention.key)),
+        (perceiver.added, (hidden, normal(MATCHES, LATENTS), attention.output)),
+        (perceiver.with_mlp, (hidden, layer.layernorm, layer.mlp)))
     for function, inputs in checks:
         kernels = import_module(f'{function.__module__}_cuda')
         plain = function.__wrapped__        # type: ignore[attr-defined]
@@ -73,6 +81,8 @@ def widened(x: Any) -> Any:
     """Give tensors in float64 on the CPU, where no kernel serves; also those in a tuple."""
     if isinstance(x, tuple):
         return type(x)(*map(widened, x))
+    if isinstance(x, nn.Module):
+        return deepcopy(x).cpu().double()
     return x.cpu().double() if isinstance(x, Tensor) else x
 
 

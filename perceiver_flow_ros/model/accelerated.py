@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import warnings
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -29,12 +29,18 @@ def accelerated(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def chosen(*args: P.args, **kwargs: P.kwargs) -> R:
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if not served(tensors[0].device) or (
-                torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        if not served(tensors[0].device) or torch.is_grad_enabled() and any(map(learned, args)):
             return function(*args, **kwargs)
         return getattr(import_module(f'{function.__module__}_cuda'), function.__name__)(
             *args, **kwargs)
     return chosen
+
+
+def learned(x: object) -> bool:
+    """Tell whether a gradient is asked for by a tensor or a layer."""
+    if isinstance(x, nn.Module):
+        return any(map(learned, x.parameters()))
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 @cache

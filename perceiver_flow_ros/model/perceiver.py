@@ -6,6 +6,9 @@ https://arxiv.org/abs/2107.14795. A small array of latents reads a large array o
 cross-attention (encode), thinks by self-attention (process), and is read by any set of queries
 (decode), so that cost is linear in the inputs and in the outputs.
 """
+from __future__ import annotations
+
+from perceiver_flow_ros.model.accelerated import accelerated
 from torch import nn, Tensor
 from torch.nn import functional as F
 
@@ -40,12 +43,36 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, inputs: Tensor | None = None) -> Tensor:
         """``hidden``: (B, M, channels), ``inputs``: (B, N, input_channels) -> (B, M, output)."""
-        hidden = self.layernorm1(hidden)
-        inputs = hidden if inputs is None else self.layernorm2(inputs)
-        q, k, v = self.query(hidden), self.key(inputs), self.value(inputs)
+        return self.output(self.attended(hidden, inputs))
+
+    def attended(self, hidden: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """As `forward`, before the last projection: (B, M, v_channels)."""
+        if inputs is None:
+            q, k, v = projected(hidden, self.layernorm1, self.query, self.key, self.value)
+        else:
+            q, = projected(hidden, self.layernorm1, self.query)
+            k, v = projected(inputs, self.layernorm2, self.key, self.value)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        attended = attend(q, k, v)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+@accelerated
+def projected(x: Tensor, norm: nn.LayerNorm, *layers: nn.Linear) -> list[Tensor]:
+    """Give what several layers make of a norm of x."""
+    x = norm(x)
+    return [layer(x) for layer in layers]
+
+
+@accelerated
+def added(hidden: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
+    """Add what a layer makes of x."""
+    return hidden + layer(x)
+
+
+@accelerated
+def with_mlp(hidden: Tensor, norm: nn.LayerNorm, mlp: MLP) -> Tensor:
+    """Add what an MLP makes of a norm of it."""
+    return hidden + mlp(norm(hidden))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,9 +112,10 @@ class Layer(nn.Module):
         self.mlp = MLP(channels, widening)
 
     def forward(self, hidden: Tensor, inputs: Tensor | None = None) -> Tensor:
-        attended = self.attention(hidden, inputs)
-        hidden = hidden + attended if self.query_residual else attended
-        return hidden + self.mlp(self.layernorm(hidden))
+        attended = self.attention.attended(hidden, inputs)
+        hidden = (added(hidden, attended, self.attention.output) if self.query_residual
+                  else self.attention.output(attended))
+        return with_mlp(hidden, self.layernorm, self.mlp)
 
 
 class Encoder(nn.Module):
