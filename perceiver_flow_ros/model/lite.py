@@ -187,10 +187,9 @@ class LitePerceiver(nn.Module):
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         hidden = activate(self.head(x))
         answer = self.flow(hidden)
-        trust = answer[:, 2:].sigmoid()
-        residual = (answer[:, :2] / 2 + trust[:, :1] * gradient[:, 0:2] / 2
-                    + trust[:, 1:] * gradient[:, 2:4] / 2)
-        return convex_upsample(coarse + residual, self.mask(hidden))
+        near, wide = answer[:, 2:].sigmoid().split(1, 1)
+        residual = answer[:, :2].addcmul(near, gradient[:, 0:2]).addcmul(wide, gradient[:, 2:4])
+        return convex_upsample(coarse.add(residual, alpha=0.5), self.mask(hidden))
 
     @torch.no_grad()
     def measure(self, contrast: Tensor, current: Tensor, before: Tensor,
