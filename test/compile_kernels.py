@@ -35,18 +35,15 @@ INTEGERS = {'image_height', 'image_width', 'tile_stride', 'height', 'width', 'la
             'row_blocks', 'stripes', 'channels', 'rows', 'columns', 'heads', 'images', 'batch',
             'tokens', 'count', 'reach', 'most', 'inputs', 'outputs'}
 NUMBERS = {'price', 'sharpness', 'darker', 'close', 'stiff', 'steep', 'nearest', 'epsilon'}
-DIVISIBLE = {'height', 'width', 'latents', 'channels', 'heads'}          # by 16, at the full size
+# By 16, at the full size
+DIVISIBLE = {'height', 'width', 'latents', 'channels', 'heads', 'inputs', 'outputs'}
 
 
 def variants_of_lite():
-    """Yield the same of every kernel of lite, whose tensors are float32 but for some weights.
-
-    A number that is 1, as those of one pair are, is a constant to Triton.
-    """
+    """Yield the same of every kernel of lite, whose tensors are float32 but for some weights."""
     many, few = {'BLOCK': evidence_cuda.BLOCK}, {'BLOCK': evidence_cuda.FEW}
     radius = {'RADIUS': 3}
     yield evidence_cuda.warp_kernel, set(), many, {}
-    yield evidence_cuda.warp_kernel, set(), {'images': 1, 'channels': 1, **many}, {}
     yield evidence_cuda.contrast_kernel, set(), {'REACH': 4, **many}, {}
     yield evidence_cuda.difference_kernel, set(), {**radius, **few}, {}
     yield evidence_cuda.match_kernel, set(), {**radius, 'COUNT': 64, **few}, {}
@@ -58,10 +55,9 @@ def variants_of_lite():
         yield propagation_cuda.try_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
         yield propagation_cuda.take_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
     yield layers_cuda.plane_kernel, set(), {'BLOCK': layers_cuda.BLOCK}, {}
-    for batch in ({}, {'batch': 1}):
-        yield choice_cuda.look_kernel, set(), {**batch, **few}, {}
-        yield (choice_cuda.measure_kernel, set(),
-               {'MEASURES': choice_cuda.MEASURES, **batch, **few}, {'num_warps': 1})
+    yield choice_cuda.look_kernel, set(), few, {}
+    yield (choice_cuda.measure_kernel, set(), {'MEASURES': choice_cuda.MEASURES, **few},
+           {'num_warps': 1})
     for dtype, block in itertools.product((torch.float32, torch.float16), (16, 64)):
         half = {'weight', 'bias'} if dtype == torch.float16 else set()
         yield (perceiver_cuda.dense_kernel, half,
@@ -115,8 +111,9 @@ def compiled(kernel, precise, constants, options, precision, capability):
     names = kernel.arg_names
     signature = {name: 'constexpr' if name in constants else
                  pointer(kernel, name, precise, precision) for name in names}
-    aligned = {(i,): [['tt.divisibility', 16]] for i, name in enumerate(names)
-               if signature[name].startswith('*') or name in DIVISIBLE}
+    aligned = {(p.num,): [['tt.divisibility', 16]] for p in kernel.params
+               if signature[p.name].startswith('*')
+               or p.name in DIVISIBLE and not p.do_not_specialize}
     source = ASTSource(kernel, signature,
                        {(names.index(name),): value for name, value in constants.items()}, aligned)
     done = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)

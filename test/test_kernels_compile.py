@@ -25,7 +25,7 @@ def compiled(precision, capability, folder):
         capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(built) == (23 if precision == 'lite' else 8)
+    assert len(built) == (20 if precision == 'lite' else 8)
     return built
 
 

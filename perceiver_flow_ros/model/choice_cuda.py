@@ -5,6 +5,7 @@ from __future__ import annotations
 from perceiver_flow_ros.model.choice import Candidates, MEASURES
 from perceiver_flow_ros.model.evidence import brighter, DARKER
 from perceiver_flow_ros.model.evidence_cuda import (
+    any_size,
     FEW,
     local_contrast,
     mine,
@@ -20,7 +21,7 @@ import triton.language as tl
 PLANES = tl.constexpr(6)        # that `look_kernel` gives
 
 
-@triton.jit
+@any_size
 def look_kernel(previous, contrast, warped, local, light, flows, match, out, batch, height, width,
                 darker, BLOCK: tl.constexpr):
     """Say of tokens, with all of their pixels at once, how a flow fits. Program: tokens of a flow.
@@ -76,7 +77,7 @@ def distance(u, v):
     return tl.log(1 + tl.sqrt(u * u + v * v) / 2)
 
 
-@triton.jit
+@any_size
 def measure_kernel(planes, flows, shares, out, count, batch, rows, columns,
                    MEASURES: tl.constexpr, BLOCK: tl.constexpr):
     """Put together what `choice.describe` gives. Program: tokens, with all of their flows."""

@@ -11,6 +11,10 @@ TOKEN = tl.constexpr(4)         # pixels per token and axis
 PIXELS = tl.constexpr(16)       # of a token
 BLOCK = 128                     # pixels or tokens of a program; where there is a second axis:
 FEW = 32
+# Compiled once, not anew for sizes that 16 divides or not: every level of the pyramid has its own.
+any_size = triton.jit(do_not_specialize=(
+    'height', 'width', 'rows', 'columns', 'channels', 'images', 'batch', 'count', 'tokens',
+    'reach', 'most'))
 
 
 @triton.jit
@@ -42,7 +46,7 @@ def sampled(plane, x, y, height, width):
     return above * (1 - y) + below * y
 
 
-@triton.jit
+@any_size
 def warp_kernel(image, flow, out, channels, height, width, images, BLOCK: tl.constexpr):
     """Sample an image where the flow of its tokens goes. Program: pixels of one flow."""
     item, size = tl.program_id(1), height * width
@@ -67,7 +71,7 @@ def warp_by_tokens(image: Tensor, flow: Tensor) -> Tensor:  # noqa: D103
     return out
 
 
-@triton.jit
+@any_size
 def contrast_kernel(frame, out, height, width, REACH: tl.constexpr, BLOCK: tl.constexpr):
     """Take the mean of what is around off. Program: pixels of a plane."""
     size = height * width
@@ -95,7 +99,7 @@ def local_contrast(frame: Tensor) -> Tensor:  # noqa: D103
     return out
 
 
-@triton.jit
+@any_size
 def difference_kernel(first, second, out, height, width,
                       RADIUS: tl.constexpr, BLOCK: tl.constexpr):
     """Compare tokens with displaced ones, all of their pixels at once. Program: tokens x row."""
@@ -114,7 +118,7 @@ def difference_kernel(first, second, out, height, width,
         tl.store(out + k * count + n, tl.sum(unlike, 0) / PIXELS, mask=new)
 
 
-@triton.jit
+@any_size
 def match_kernel(difference, before, coarse, cost, rows, columns, price, sharpness,
                  RADIUS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Take the best displacement. Program: tokens, with all displacements at once."""
@@ -175,7 +179,7 @@ def match(first: Tensor, second: Tensor, before: Tensor,  # noqa: D103
     return coarse, cost
 
 
-@triton.jit
+@any_size
 def gradient_kernel(first, second, out, channels, height, width, BLOCK: tl.constexpr):
     """Sum products of derivatives. Program: tokens, with all of their pixels at once."""
     item, size = tl.program_id(1), height * width
@@ -214,7 +218,7 @@ def gradient_kernel(first, second, out, channels, height, width, BLOCK: tl.const
     tl.store(out + 4 * count, tl.sum(yt, 0) * scale, mask=new)
 
 
-@triton.jit
+@any_size
 def solve_kernel(products, out, rows, columns, BLOCK: tl.constexpr):
     """Solve the normal equations of a window around. Program: tokens x window (3x3, 7x7)."""
     window, item, size = tl.program_id(1), tl.program_id(2), rows * columns
@@ -264,7 +268,7 @@ def ordered(a, b, c):
     return tl.minimum(low, c), tl.minimum(tl.maximum(low, c), high), tl.maximum(high, c)
 
 
-@triton.jit
+@any_size
 def median_kernel(flow, out, rows, columns, BLOCK: tl.constexpr):
     """Median of 3x3. Program: tokens of a component."""
     size = rows * columns

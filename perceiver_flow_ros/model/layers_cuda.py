@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layers.fitted` on a GPU, as one Triton kernel: few numbers follow from a few matches."""
+from perceiver_flow_ros.model.evidence_cuda import any_size
 from perceiver_flow_ros.model.layers import NEAREST, STEEP
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def centred(place, value, left, before, means, mean_x, mean_y, n, tokens, close)
     return weight, x, y, v
 
 
-@triton.jit
+@any_size
 def plane_kernel(left, before, place, value, motion, error, tokens, close, stiff, steep,
                  nearest, BLOCK: tl.constexpr):
     """Fit a plane's motion. Program: a weighting of the matches.

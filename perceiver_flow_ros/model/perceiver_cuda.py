@@ -5,13 +5,13 @@ Made for the narrow layers of lite; wider ones are left to PyTorch.
 """
 from __future__ import annotations
 
+from perceiver_flow_ros.model.evidence_cuda import any_size
 from perceiver_flow_ros.model.kernels import product
 from perceiver_flow_ros.model.launch import product_of
 from perceiver_flow_ros.model.perceiver import MLP
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-import triton
 from triton import cdiv
 import triton.language as tl
 
@@ -19,7 +19,7 @@ WIDEST = 256        # inputs of a layer that is computed here
 FEW = 256           # rows up to which small blocks are better: there are few programs
 
 
-@triton.jit
+@any_size
 def dense_kernel(x, weight, bias, gamma, beta, residual, out, rows, inputs, outputs, epsilon,
                  NORM: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
                  PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions of `propagation` on a GPU: two Triton kernels a step."""
 from perceiver_flow_ros.model.evidence import DARKER
-from perceiver_flow_ros.model.evidence_cuda import BLOCK, inside, mine, sampled
+from perceiver_flow_ros.model.evidence_cuda import any_size, BLOCK, inside, mine, sampled
 from perceiver_flow_ros.model.propagation import PRICE
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def direction(k, DIAGONAL: tl.constexpr):
     return k // 3 - (3 - k) // 3, k % 3 // 2 - k % 3 % 2
 
 
-@triton.jit
+@any_size
 def try_kernel(flow, first, second, claimed, differences, height, width, reach, darker,
                DIAGONAL: tl.constexpr, BLOCK: tl.constexpr):
     """Look where another pixel's flow goes. Program: pixels x which other pixel."""
@@ -38,7 +38,7 @@ def try_kernel(flow, first, second, claimed, differences, height, width, reach, 
     tl.store(differences + 4 * size, taken, mask=new)
 
 
-@triton.jit
+@any_size
 def take_kernel(flow, cost, differences, new_flow, new_cost, height, width, reach, price,
                 DIAGONAL: tl.constexpr, BLOCK: tl.constexpr):
     """Take another pixel's flow where it costs less. Program: pixels."""

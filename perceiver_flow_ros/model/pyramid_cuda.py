@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pyramid.convex_upsample` on a GPU, as one Triton kernel."""
-from perceiver_flow_ros.model.evidence_cuda import FEW, inside, mine, PIXELS, TOKEN
+from perceiver_flow_ros.model.evidence_cuda import any_size, FEW, inside, mine, PIXELS, TOKEN
 from torch import Tensor
-import triton
 from triton import cdiv
 import triton.language as tl
 
 NINE = tl.constexpr(16)         # 3x3 neighbours, as a power of two
 
 
-@triton.jit
+@any_size
 def upsample_kernel(flow, logits, out, rows, columns, BLOCK: tl.constexpr):
     """Combine 3x3 tokens. Program: a pixel of every one of BLOCK tokens."""
     pixel, item, size = tl.program_id(1), tl.program_id(2), rows * columns

@@ -256,7 +256,7 @@ def make_pairs(count: int, height: int, width: int, textures: Textures,
     contrast = torch.where(plain, uniform(0.03, 0.5, objects, 1, 1, 1, device=device), 1.)
     middle = colour[count:].mean((2, 3), keepdim=True)
     colour[count:] = middle + contrast * (colour[count:] - middle)
-    canvas, truth = colour[:count], flow[:count]
+    canvas, truth = colour[:count].clone(), flow[:count].clone()
     done = 0
     for number in numbers:
         some, of = (slice(first + done, first + done + number) for first in (0, count))

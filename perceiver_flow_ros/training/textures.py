@@ -41,38 +41,22 @@ class Textures:
 
     def __init__(self, folders: list[Path] | None = None, device: str = 'cpu'):
         self.device = device
-        self._images: list[np.ndarray] = []
-        detail = self._load(packaged_photographs())
+        photographs = load(packaged_photographs())
         for folder in folders or []:
             found = [f for f in sorted(Path(folder).rglob('*')) if f.suffix.lower() in SUFFIXES]
-            added = self._load(found)
+            added = load(found)
             if not added:
                 raise ValueError(f'no images under {folder}: expected one of {sorted(SUFFIXES)}, '
                                  f'of at least {SMALLEST} pixels each way')
-            detail += added
+            photographs += added
         # Detailed photographs teach more; the smooth ones stay as the aperture problem does.
-        self.weights = torch.tensor(detail)
+        self.weights = torch.tensor([detail for _, detail in photographs])
         # All in one tensor, one after the other: where they begin, and (height, width) of each
-        self.sizes = torch.tensor([image.shape[1:] for image in self._images]).view(-1, 2)
-        self.begins = (3 * self.sizes.prod(1)).cumsum(0) - 3 * self.sizes.prod(1)
-        flat = np.concatenate([image.ravel() for image in self._images] or [np.zeros(0, np.uint8)])
-        self.pixels = torch.from_numpy(flat).to(device)
-        del self._images
-
-    def _load(self, files: list[Path]) -> list[float]:
-        """Add photographs; give how much detail each one has, 0 where it is not to be used."""
-        detail = []
-        for file in files:
-            image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            if image is None or min(image.shape[:2]) < SMALLEST:
-                continue
-            scale = min(1.0, SIDE / min(image.shape[:2]))
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-            used = not any(name in file.name.lower() for name in TEST_DATA)
-            detail.append(used * min(40.0, 2 + cv2.Laplacian(grey, cv2.CV_32F).std()))
-            self._images.append(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
-        return detail
+        self.sizes = torch.tensor([image.shape[1:] for image, _ in photographs]).view(-1, 2)
+        counts = 3 * self.sizes.prod(1)
+        self.begins = counts.cumsum(0) - counts
+        flat = [torch.from_numpy(image).flatten() for image, _ in photographs]
+        self.pixels = torch.cat([torch.empty(0, dtype=torch.uint8), *flat]).to(device)
 
     def __len__(self) -> int:
         """Count the photographs."""
@@ -94,16 +78,15 @@ class Textures:
         if procedural.any():
             out[put(procedural.nonzero().flatten(), self.device)] = procedural_textures(
                 int(procedural.sum()), height, width, self.device)
-        crops = self.crops(int((~procedural).count_nonzero()), height, width)
-        if len(crops):
-            out[put((~procedural).nonzero().flatten(), self.device)] = cut(
-                self.pixels, crops, height, width)
+        cut_out = (~procedural).nonzero().flatten()
+        if len(cut_out):
+            out[put(cut_out, self.device)] = cut(
+                self.pixels, self.crops(len(cut_out), height, width), height, width)
         return out
 
     def crops(self, count: int, height: int, width: int) -> Tensor:
         """Choose parts of photographs for `cut`, from half to twice a patch in size."""
-        which = self.weights.multinomial(count, replacement=True) if count else torch.zeros(
-            0, dtype=torch.long)
+        which = self.weights.multinomial(count, replacement=True)
         zoom = uniform(-0.9, 0.9, count, 1, device='cpu').exp2()
         size = (zoom * torch.tensor([height, width])).long()
         size = torch.minimum(size, self.sizes[which]).clamp(min=16)
@@ -112,6 +95,22 @@ class Textures:
         first = self.begins[which] + y * columns + x
         mirrored = torch.rand(count) < 0.5
         return torch.stack([first, columns, rows * columns, *size.unbind(1), mirrored.long()], 1)
+
+
+def load(files: list[Path]) -> list[tuple[np.ndarray, float]]:
+    """Give photographs (3, h, w) uint8 and how much detail each has, 0 where it is not used."""
+    photographs = []
+    for file in files:
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        if image is None or min(image.shape[:2]) < SMALLEST:
+            continue
+        scale = min(1.0, SIDE / min(image.shape[:2]))
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        used = not any(name in file.name.lower() for name in TEST_DATA)
+        detail = used * min(40.0, 2 + cv2.Laplacian(grey, cv2.CV_32F).std())
+        photographs.append((np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), detail))
+    return photographs
 
 
 @accelerated

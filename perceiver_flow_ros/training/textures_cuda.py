@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`textures.cut` on a GPU, as one Triton kernel instead of several for every patch."""
-from perceiver_flow_ros.model.evidence_cuda import mine
+from perceiver_flow_ros.model.evidence_cuda import any_size, mine
 from perceiver_flow_ros.training.textures import put
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def taps(i, size, resized):
     return first, last, middle, reach
 
 
-@triton.jit
+@any_size
 def cut_kernel(pixels, crops, out, height, width, most, BLOCK: tl.constexpr):
     """Resize a crop, with triangular weights. Program: pixels of a plane of a patch."""
     p, new = mine(height * width, BLOCK)
