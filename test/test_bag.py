@@ -377,7 +377,9 @@ def test_a_trajectory_that_cannot_be_written_costs_nothing(capsys, tmp_path, vie
 def test_a_signal_leaves_nothing(tmp_path, views, number):
     source = write(tmp_path / 'in.mcap', views * 50)
     command = [sys.executable, '-m', 'perceiver_flow_ros', 'bag', source, tmp_path / 'out.mcap']
-    with subprocess.Popen([*command, '--model', 'dis']) as process:
+    with subprocess.Popen(      # (nohup, if it runs the tests, has SIGHUP ignored)
+            [*command, '--model', 'dis'],
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
         end = time.monotonic() + 60
         while not list(tmp_path.glob('.out.mcap.*/*/*')) and time.monotonic() < end:
             time.sleep(0.01)

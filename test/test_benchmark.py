@@ -86,8 +86,9 @@ def test_figures_that_could_not_be_written_are_not_measured(capsys, tmp_path, de
 
 
 @pytest.mark.slow
-def test_for_real(tmp_path):
+def test_for_real(tmp_path, monkeypatch):
     """The whole network on a small image, beside transformers where it is installed."""
+    monkeypatch.setattr(benchmark, 'OFTEN', 2)
     path = tmp_path / 'figures.json'
     assert main(['benchmark', '--height', '16', '--width', '24', '--repeat', '1',
                  '--json', str(path)]) == 0

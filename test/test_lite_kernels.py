@@ -9,9 +9,16 @@ import torch
 pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
 
 from perceiver_flow_ros.commands._lite_checks import check_lite_kernels
-from perceiver_flow_ros.flow.lite import PACKAGED
-from perceiver_flow_ros.model import accelerated, evidence, evidence_cuda, perceiver_cuda
-from perceiver_flow_ros.model.weights import load_lite
+from perceiver_flow_ros.model import (
+    accelerated,
+    choice_cuda,
+    evidence,
+    evidence_cuda,
+    perceiver_cuda,
+    propagation_cuda,
+    pyramid_cuda,
+)
+from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
 from perceiver_flow_ros.training import textures, textures_cuda
 
 DEVICE = torch.device('cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda')
@@ -26,7 +33,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize('size', [(1, 4, 8), *(
-    pytest.param(size, marks=pytest.mark.slow) for size in ((2, 8, 20), (3, 20, 44)))], ids=str)
+    pytest.param(size, marks=pytest.mark.slow) for size in ((3, 12, 44),))], ids=str)
 def test_every_kernel_against_float64(size):
     """Several blocks, the last one not full; one row of tokens; batch 3."""
     checks = list(check_lite_kernels(DEVICE, *size, seed=0))
@@ -70,9 +77,17 @@ def test_crops_of_photographs():
 @pytest.mark.slow
 def test_the_network_is_the_same(monkeypatch):
     """Flow of lite with all of its kernels is flow of lite without them."""
-    network = load_lite(PACKAGED).eval()
+    if DEVICE.type == 'cpu':        # (interpreted, a program takes as long whatever its size)
+        for kernels in (evidence_cuda, propagation_cuda):
+            monkeypatch.setattr(kernels, 'BLOCK', 2048)
+        for kernels in (evidence_cuda, choice_cuda, pyramid_cuda):
+            monkeypatch.setattr(kernels, 'FEW', 128)
     torch.manual_seed(0)
-    first = torch.nn.functional.interpolate(torch.rand(1, 3, 10, 12), (40, 48), mode='bicubic')
+    network = LitePerceiver(LiteConfig(feature_channels=8, joint_channels=16, token_channels=24,
+                                       latents=16, latent_channels=32, layers=1, heads=2)).eval()
+    for parameter in network.parameters():      # (some begin as zeros)
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    first = torch.nn.functional.interpolate(torch.rand(1, 3, 10, 12), (40, 40), mode='bicubic')
     first = first.clamp(0, 1)
     second = first.roll((1, 3), (2, 3))
     with torch.inference_mode():

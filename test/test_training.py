@@ -471,7 +471,8 @@ def test_pictures_of_test_data_are_never_cut_from(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_pauses_resumes_and_leaves_weights_that_load(tmp_path, capsys):
+def test_the_command_pauses_resumes_and_leaves_weights_that_load(tmp_path, capsys,
+                                                                 small_validation):
     command = ['train', str(tmp_path / 'run'), '--pairs', '6', '--batch', '2', '--size', '64',
                '64', '--evaluate-every', '4', '--device', 'cpu', '--json']
     assert main([*command, '--minutes', '0.0001']) == 0
