@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--width', type=int, default=496, metavar='PX',
                         help='width of the official network on a CPU (default: 496)')
     parser.add_argument('--device', default='cpu', metavar='cpu|cuda|cuda:N',
-                        help='cuda: a table of its own, in under 8 minutes (default: cpu)')
+                        help='cuda: a table of its own, in some minutes (default: cpu)')
     parser.add_argument('--repeat', type=int, default=3, metavar='N',
                         help='measurements of a line on a CPU, after a warm-up (default: 3)')
     parser.add_argument('--no-peer', action='store_true',

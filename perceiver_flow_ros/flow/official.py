@@ -199,5 +199,5 @@ def load_cuda(network: OfficialNetwork, precision: str, tiling: str,
             # (without a C compiler, or Python.h, Triton raises the other two)
             except (TritonError, RuntimeError, subprocess.CalledProcessError) as error:
                 reason = f'{type(error).__name__}: {error}'
-    warnings.warn(f'no fused kernels, so the GPU is several times slower: {reason}', stacklevel=3)
+    warnings.warn(f'no fused kernels, so the GPU is far slower: {reason}', stacklevel=3)
     return None

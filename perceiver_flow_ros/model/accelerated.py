@@ -63,6 +63,6 @@ def served(device: torch.device) -> bool:
         # (without a C compiler, or Python.h, Triton raises the other two)
         except (TritonError, RuntimeError, subprocess.CalledProcessError) as error:
             reason = f'{type(error).__name__}: {error}'
-    warnings.warn(f'no fused kernels, so lite is several times slower on {device}: {reason}',
+    warnings.warn(f'no fused kernels, so lite is slower on {device}: {reason}',
                   stacklevel=3)
     return False
