@@ -54,7 +54,7 @@ def variants_of_lite():
     for diagonal in (True, False):
         yield propagation_cuda.try_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
         yield propagation_cuda.take_kernel, set(), {'DIAGONAL': diagonal, **many}, {}
-    yield layers_cuda.plane_kernel, set(), {'BLOCK': layers_cuda.BLOCK}, {}
+    yield layers_cuda.plane_kernel, set(), {'BLOCK': layers_cuda.BLOCK}, {'num_warps': 8}
     yield choice_cuda.look_kernel, set(), few, {}
     yield (choice_cuda.measure_kernel, set(), {'MEASURES': choice_cuda.MEASURES, **few},
            {'num_warps': 1})

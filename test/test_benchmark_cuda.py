@@ -43,7 +43,7 @@ def test_everything_is_measured_and_checked(monkeypatch):
     report = benchmark(DEVICE, SMALL, said.append)
     table = '\n'.join(said)
     assert report['failed'] == [] and 'All checks passed.' in table
-    assert len(report['checks']) == 22 and all(c['passed'] for c in report['checks'])
+    assert len(report['checks']) == 25 and all(c['passed'] for c in report['checks'])
     rows = {row['name']: row for row in report['rows']}
     assert all('error' not in row and 0 < row['fastest'] <= row['seconds'] <= row['slowest']
                for row in rows.values()), rows

@@ -23,7 +23,7 @@ from perceiver_flow_ros.model.choice import (  # noqa: E402
     renewed,
 )
 from perceiver_flow_ros.model.perceiver import attend, attend_by_few  # noqa: E402
-from perceiver_flow_ros.model.propagation import propagated  # noqa: E402
+from perceiver_flow_ros.model.propagation import goals, propagated  # noqa: E402
 from perceiver_flow_ros.model.weights import load_lite  # noqa: E402
 from perceiver_flow_ros.training.synthesis import make_pairs, Motion  # noqa: E402
 from perceiver_flow_ros.training.textures import procedural_textures, Textures  # noqa: E402
@@ -490,3 +490,10 @@ def test_error_on_real_pairs(quality, bound, flow_data):
     if quality != 'fast':
         assert epe[0].mean() < epe[1].mean() and fl[0].mean() < fl[1].mean()
         assert np.count_nonzero(epe[0] < epe[1]) >= 7 and (epe[0] <= 1.3 * epe[1]).all()
+
+
+def test_flow_that_is_no_number_goes_nowhere():
+    """On a GPU an index beyond the frame would end the process."""
+    flow = torch.full((1, 2, 4, 8), torch.nan)
+    goal, leaves = goals(flow)
+    assert goal.min() >= 0 and goal.max() < 32 and leaves.all()

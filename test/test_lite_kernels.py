@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of lite and of its training pairs: on a GPU, else in Triton's interpreter."""
 
+import contextlib
 import os
 
 import pytest
@@ -98,10 +99,24 @@ def test_the_network_is_the_same(monkeypatch):
             plain = getattr(evidence_cuda, name)
             monkeypatch.setattr(evidence_cuda, name, lambda *args, plain=plain, name=name: (
                 called.add(name), plain(*args))[1])
-        flow = network.to(DEVICE)(first.to(DEVICE), second.to(DEVICE))[-1].cpu()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            flow = network.to(DEVICE)(first.to(DEVICE), second.to(DEVICE))[-1].cpu()
     assert called == {'match', 'lucas_kanade'}
     assert (flow - expected).norm(dim=1).median() < 1e-4
     assert (flow - expected).norm(dim=1).mean() < 0.01
+
+
+def test_what_triton_cannot_do_is_told_and_done_without(monkeypatch):
+    """A cache that cannot be written, say: PyTorch serves instead."""
+    def fails(flow):
+        raise PermissionError('/root/.triton')
+
+    monkeypatch.setattr(evidence_cuda, 'median', fails)
+    monkeypatch.setattr(accelerated, 'on', lambda device: contextlib.nullcontext())
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, 'zeros', lambda *size, device: zeros(size))
+    with pytest.warns(UserWarning, match='PermissionError: /root/.triton'):
+        assert not accelerated.served.__wrapped__(torch.device('cuda', 0))
 
 
 def test_gradients_and_gpus_without_triton_do_without_kernels(monkeypatch):

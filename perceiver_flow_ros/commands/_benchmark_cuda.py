@@ -61,7 +61,7 @@ class Setup:
     size: tuple[int, int] = (368, 496)
     network: dict[str, int] = field(default_factory=dict)
     checks: Sizes = Sizes()
-    lite_checks: tuple[int, int, int] = (2, *VGA)       # pairs, height, width
+    lite_checks: tuple[int, int, int] = (2, 60, 84)     # pairs, height, width
     images: tuple[tuple[int, int], ...] = (VGA, (720, 1280))
     precisions: tuple[torch.dtype, ...] = PRECISIONS
     strides: tuple[int, ...] = STRIDES

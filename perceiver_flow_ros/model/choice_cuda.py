@@ -80,15 +80,15 @@ def distance(u, v):
 @any_size
 def measure_kernel(planes, flows, shares, out, count, batch, rows, columns,
                    MEASURES: tl.constexpr, BLOCK: tl.constexpr):
-    """Put together what `choice.describe` gives. Program: tokens, with all of their flows."""
-    frame, size = tl.program_id(1), rows * columns
+    """Put together what `choice.describe` gives. Program: tokens of a flow."""
+    frame, k, size = tl.program_id(1), tl.program_id(2), rows * columns
     n, new = mine(size, BLOCK)
     first = planes + frame * PLANES * size
     cost_before, near_before = mean(first, n, rows, columns, 1), mean(
         first + size, n, rows, columns, 1)
     least, nearest, widest = cost_before, near_before, mean(first + size, n, rows, columns, 3)
-    for k in range(1, count):
-        plane = planes + (k * batch + frame) * PLANES * size
+    for other in range(1, count):
+        plane = planes + (other * batch + frame) * PLANES * size
         least = tl.minimum(least, mean(plane, n, rows, columns, 1))
         nearest = tl.minimum(nearest, mean(plane + size, n, rows, columns, 1))
         widest = tl.minimum(widest, mean(plane + size, n, rows, columns, 3))
@@ -101,45 +101,42 @@ def measure_kernel(planes, flows, shares, out, count, batch, rows, columns,
     v_before = tl.load(before + size + n)
     u_around = mean(before, n, rows, columns, 3)
     v_around = mean(before + size, n, rows, columns, 3)
-    for k in range(count):
-        item = k * batch + frame
-        plane, flow = planes + item * PLANES * size, flows + item * 2 * size
-        to = out + item * MEASURES * size + n
-        cost, near, wide = mean(plane, n, rows, columns, 1), mean(
-            plane + size, n, rows, columns, 1), mean(plane + size, n, rows, columns, 3)
-        cost_1 = tl.load(plane + n)
-        tl.store(to, tl.minimum(cost_1 / (texture_1 + 0.02), 2.), mask=new)
-        tl.store(to + size, tl.minimum(cost / (texture_3 + 0.02), 2.), mask=new)
-        tl.store(to + 2 * size,
-                 10 * tl.minimum(tl.maximum(cost - cost_before, -0.2), 0.2), mask=new)
-        tl.store(to + 3 * size, tl.minimum(10 * (cost - least), 2.), mask=new)
-        tl.store(to + 4 * size, tl.minimum(
-            mean(plane, n, rows, columns, 3) / (texture_7 + 0.02), 2.), mask=new)
-        tl.store(to + 5 * size, tl.log(texture_1 + 0.01) / 2, mask=new)
-        tl.store(to + 6 * size, tl.load(plane + 2 * size + n), mask=new)
-        tl.store(to + 7 * size, mean(plane + 2 * size, n, rows, columns, 2), mask=new)
-        tl.store(to + 8 * size, mean(plane + 3 * size, n, rows, columns, 1), mask=new)
-        tl.store(to + 9 * size, mean(plane + 3 * size, n, rows, columns, 4), mask=new)
-        tl.store(to + 10 * size, known, mask=new)
-        u = tl.load(flow + n)
-        v = tl.load(flow + size + n)
-        tl.store(to + 11 * size, distance(u - u_before, v - v_before) / 2, mask=new)
-        tl.store(to + 12 * size, distance(u - u_around, v - v_around) / 2, mask=new)
-        tl.store(to + 13 * size, distance(u - mean(flow, n, rows, columns, 2),
-                                          v - mean(flow + size, n, rows, columns, 2)), mask=new)
-        share = tl.zeros_like(u)
-        if k > 0:
-            share += tl.load(shares + item - batch)
-        kind = tl.where(k == 0, 1., tl.where(k == 1, -1., 0.))
-        tl.store(to + 14 * size, share, mask=new)
-        tl.store(to + 15 * size, tl.zeros_like(u) + kind, mask=new)
-        tl.store(to + 16 * size, tl.load(plane + size + n), mask=new)
-        tl.store(to + 17 * size, near, mask=new)
-        tl.store(to + 18 * size, wide, mask=new)
-        tl.store(to + 19 * size,
-                 tl.minimum(tl.maximum(4 * (near - near_before), -1.), 1.), mask=new)
-        tl.store(to + 20 * size, tl.minimum(4 * (near - nearest), 2.), mask=new)
-        tl.store(to + 21 * size, tl.minimum(4 * (wide - widest), 2.), mask=new)
+    item = k * batch + frame
+    plane, flow = planes + item * PLANES * size, flows + item * 2 * size
+    to = out + item * MEASURES * size + n
+    cost, near, wide = mean(plane, n, rows, columns, 1), mean(
+        plane + size, n, rows, columns, 1), mean(plane + size, n, rows, columns, 3)
+    cost_1 = tl.load(plane + n)
+    tl.store(to, tl.minimum(cost_1 / (texture_1 + 0.02), 2.), mask=new)
+    tl.store(to + size, tl.minimum(cost / (texture_3 + 0.02), 2.), mask=new)
+    tl.store(to + 2 * size,
+             10 * tl.minimum(tl.maximum(cost - cost_before, -0.2), 0.2), mask=new)
+    tl.store(to + 3 * size, tl.minimum(10 * (cost - least), 2.), mask=new)
+    tl.store(to + 4 * size, tl.minimum(
+        mean(plane, n, rows, columns, 3) / (texture_7 + 0.02), 2.), mask=new)
+    tl.store(to + 5 * size, tl.log(texture_1 + 0.01) / 2, mask=new)
+    tl.store(to + 6 * size, tl.load(plane + 2 * size + n), mask=new)
+    tl.store(to + 7 * size, mean(plane + 2 * size, n, rows, columns, 2), mask=new)
+    tl.store(to + 8 * size, mean(plane + 3 * size, n, rows, columns, 1), mask=new)
+    tl.store(to + 9 * size, mean(plane + 3 * size, n, rows, columns, 4), mask=new)
+    tl.store(to + 10 * size, known, mask=new)
+    u = tl.load(flow + n)
+    v = tl.load(flow + size + n)
+    tl.store(to + 11 * size, distance(u - u_before, v - v_before) / 2, mask=new)
+    tl.store(to + 12 * size, distance(u - u_around, v - v_around) / 2, mask=new)
+    tl.store(to + 13 * size, distance(u - mean(flow, n, rows, columns, 2),
+                                      v - mean(flow + size, n, rows, columns, 2)), mask=new)
+    share = tl.load(shares + item - batch, mask=k > 0, other=0.)
+    kind = tl.where(k == 0, 1., tl.where(k == 1, -1., 0.))
+    tl.store(to + 14 * size, tl.zeros_like(u) + share, mask=new)
+    tl.store(to + 15 * size, tl.zeros_like(u) + kind, mask=new)
+    tl.store(to + 16 * size, tl.load(plane + size + n), mask=new)
+    tl.store(to + 17 * size, near, mask=new)
+    tl.store(to + 18 * size, wide, mask=new)
+    tl.store(to + 19 * size,
+             tl.minimum(tl.maximum(4 * (near - near_before), -1.), 1.), mask=new)
+    tl.store(to + 20 * size, tl.minimum(4 * (near - nearest), 2.), mask=new)
+    tl.store(to + 21 * size, tl.minimum(4 * (wide - widest), 2.), mask=new)
 
 
 def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,  # noqa: D103
@@ -154,7 +151,7 @@ def describe(previous: Tensor, contrast: Tensor, current: Tensor, flows: Tensor,
         candidates.match.contiguous(), planes, batch, rows * TOKEN.value, columns * TOKEN.value,
         DARKER, BLOCK=FEW)
     out = flows.new_empty(k, batch, MEASURES, rows, columns)
-    measure_kernel[cdiv(rows * columns, FEW), batch](
+    measure_kernel[cdiv(rows * columns, FEW), batch, k](
         planes, flows, candidates.shares.contiguous(), out, k, batch, rows, columns,
         MEASURES=MEASURES, BLOCK=FEW, num_warps=1)
     return out

@@ -7,7 +7,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-BLOCK = 256         # matches at a time
+BLOCK = 512         # matches at a time
 
 
 @triton.jit
@@ -142,5 +142,5 @@ def fitted(left: Tensor, error: Tensor, place: Tensor, value: Tensor, close: flo
     items, tokens = left.shape
     motion, new_error = left.new_empty(items, 2, tokens), torch.empty_like(left)
     plane_kernel[items,](left, error, place.contiguous(), value.contiguous(), motion, new_error,
-                         tokens, close, stiff, STEEP, NEAREST, BLOCK=BLOCK)
+                         tokens, close, stiff, STEEP, NEAREST, BLOCK=BLOCK, num_warps=8)
     return motion, new_error

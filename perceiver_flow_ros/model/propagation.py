@@ -72,5 +72,5 @@ def goals(flow: Tensor) -> tuple[Tensor, Tensor]:
     h, w = flow.shape[-2:]
     x = (torch.arange(w, device=flow.device) + flow[:, :1]).round()
     y = (torch.arange(h, device=flow.device)[:, None] + flow[:, 1:]).round()
-    inside_x, inside_y = x.clamp(0, w - 1), y.clamp(0, h - 1)
+    inside_x, inside_y = x.nan_to_num().clamp(0, w - 1), y.nan_to_num().clamp(0, h - 1)
     return (inside_y * w + inside_x).long(), (inside_x != x) | (inside_y != y)
