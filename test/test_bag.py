@@ -10,6 +10,7 @@ import time
 
 import cv2
 import numpy as np
+from perceiver_flow_ros.commands import bagfile
 from perceiver_flow_ros.commands._bag_pairs import decoded
 from perceiver_flow_ros.commands._demo_frames import choose_topic, COMPRESSED, IMAGE
 from perceiver_flow_ros.commands.bagfile import (
@@ -387,6 +388,18 @@ def test_a_signal_leaves_nothing(tmp_path, views, number):
         process.send_signal(number)
         assert process.wait(30) == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ['in.mcap']
+
+
+def test_a_signal_while_the_bag_is_opened_leaves_nothing(tmp_path, monkeypatch):
+    class Interrupted(bagfile.Writer):
+        def open(self):
+            super().open()
+            raise SystemExit(143)
+
+    monkeypatch.setattr(bagfile, 'Writer', Interrupted)
+    with pytest.raises(SystemExit), BagWriter(tmp_path / 'out.mcap'):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_threads_are_set(tmp_path, views, monkeypatch):

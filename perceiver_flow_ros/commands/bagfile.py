@@ -75,9 +75,13 @@ class BagWriter:
         # The file inside a bag bears the bag's name, so that one is made under its final name.
         bag = self._partial / (self.path.stem if self.single_file else self.path.name)
         plugin = StoragePlugin[self.storage.upper()]
-        self._writer = Writer(bag, version=METADATA_VERSION, storage_plugin=plugin)
-        self._writer.open()
         self._connections: dict[str, Connection] = {}
+        try:
+            self._writer = Writer(bag, version=METADATA_VERSION, storage_plugin=plugin)
+            self._writer.open()
+        except BaseException:  # a signal, too: `__exit__` is not called then
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
         return self
 
     def write(self, topic: str, msgtype: str, message: object, stamp: int) -> None:

@@ -92,8 +92,8 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     partial = there / f'.{folder.name}.{os.getpid()}.partial'
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         folder.mkdir(parents=True, exist_ok=True)
         for made in sorted(partial.iterdir()):  # image_2/, without which they are no pairs, last
