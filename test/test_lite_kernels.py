@@ -44,6 +44,7 @@ def test_every_kernel_against_float64(size):
     assert not [check for check in checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_noticed(monkeypatch):
     monkeypatch.setattr(evidence_cuda, 'median', lambda flow: flow)
     monkeypatch.setattr(evidence_cuda, 'local_contrast', torch.empty_like)

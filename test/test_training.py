@@ -168,6 +168,7 @@ def test_more_workers_than_gpus_are_refused(monkeypatch):
         start_workers('cuda:0')
 
 
+@pytest.mark.slow
 def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
     trainer = train(tmp_path, 1)
     state = torch.load(trainer.state_file, weights_only=True)
@@ -332,6 +333,7 @@ def nothing_fake_is_kept():
         keeps.cache_clear()
 
 
+@pytest.mark.slow
 def test_learning_from_a_batch_depends_on_no_values(nothing_fake_is_kept):
     """Nothing waits for a result, so a GPU can be given all of it as one graph."""
     filters(torch.device('cpu'))    # (kept, so real ones)
