@@ -43,6 +43,16 @@ def _data(name: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """Let torch compute in one thread: interpreted kernels wait for more."""
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def flow_data() -> Path:
     """Give the folder of real image pairs with true flow; skip where it is absent."""

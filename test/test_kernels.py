@@ -23,6 +23,7 @@ from perceiver_flow_ros.model.cuda import CudaNetwork
 from perceiver_flow_ros.model.launch import Blocks
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+pytestmark = pytest.mark.usefixtures('one_thread')
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TILE = (8, 18)
 # Small, so that sizes that take the interpreter a second have many blocks, the last one not full
@@ -42,14 +43,6 @@ SIZES = {'one row': Sizes(3, 1, 16, 16, 32), 'odd': Sizes(2, 7, 21, 19, 24),
 def few_programs(monkeypatch):
     """Let some of the encoder's programs share a stripe of columns, some do not."""
     monkeypatch.setattr(launch, 'PROGRAMS', 12)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_network():

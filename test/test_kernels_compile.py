@@ -37,7 +37,7 @@ def test_every_kernel_fits_on_a_smaller_gpu(precision, tmp_path):
 
 
 @intel
-@pytest.mark.parametrize('precision', ['bfloat16', 'float32', 'lite'])
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16', 'float32', 'lite'])
 def test_every_kernel_compiles_and_fits(precision, tmp_path):
     for kernel in compiled(precision, '90', tmp_path):
         assert kernel['shared'] <= kernel['room'], kernel

@@ -6,41 +6,42 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip('triton', reason='kernels need Triton (CUDA builds of torch bring it)')
 
 from perceiver_flow_ros.commands._lite_checks import check_lite_kernels
+from perceiver_flow_ros.flow.lite import PACKAGED
 from perceiver_flow_ros.model import (
     accelerated,
     choice_cuda,
     evidence,
     evidence_cuda,
+    layers_cuda,
     perceiver_cuda,
     propagation_cuda,
     pyramid_cuda,
 )
 from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
+from perceiver_flow_ros.model.weights import load_lite
 from perceiver_flow_ros.training import textures, textures_cuda
+from perceiver_flow_ros.training.synthesis import make_pairs, Motion
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 DEVICE = torch.device('cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda')
+KERNELS = [(kernels, name) for kernels, names in (
+    (evidence_cuda, ('warp_by_tokens', 'local_contrast', 'match', 'lucas_kanade', 'median')),
+    (choice_cuda, ('describe',)), (pyramid_cuda, ('convex_upsample',)),
+    (propagation_cuda, ('tried',)), (layers_cuda, ('fitted',)),
+    (perceiver_cuda, ('projected', 'added', 'with_mlp'))) for name in names]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize('size', [(1, 4, 8), *(
-    pytest.param(size, marks=pytest.mark.slow) for size in ((3, 12, 44),))], ids=str)
+@pytest.mark.parametrize('size', [(1, 4, 8), pytest.param((3, 12, 44), marks=pytest.mark.slow)],
+                         ids=str)
 def test_every_kernel_against_float64(size):
     """Several blocks, the last one not full; one row of tokens; batch 3."""
     checks = list(check_lite_kernels(DEVICE, *size, seed=0))
-    assert {c.kernel for c in checks} == {
-        'warp_by_tokens', 'local_contrast', 'match', 'lucas_kanade', 'median', 'describe',
-        'convex_upsample', 'tried', 'fitted', 'projected', 'added', 'with_mlp'}
+    assert {c.kernel for c in checks} == {name for _, name in KERNELS}
     assert not [check for check in checks if not check.passed]
 
 
@@ -93,18 +94,81 @@ def test_the_network_is_the_same(monkeypatch):
     first = first.clamp(0, 1)
     second = first.roll((1, 3), (2, 3))
     with torch.inference_mode():
-        expected = network(first, second)[-1]
+        expected = network(first, second, matched=1)[-1]        # (there are two levels)
         monkeypatch.setattr(accelerated, 'served', lambda device: True)
         called = set()
-        for name in ('match', 'lucas_kanade'):
-            plain = getattr(evidence_cuda, name)
-            monkeypatch.setattr(evidence_cuda, name, lambda *args, plain=plain, name=name: (
+        for kernels, name in KERNELS:
+            plain = getattr(kernels, name)
+            monkeypatch.setattr(kernels, name, lambda *args, plain=plain, name=name: (
                 called.add(name), plain(*args))[1])
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            flow = network.to(DEVICE)(first.to(DEVICE), second.to(DEVICE))[-1].cpu()
-    assert called == {'match', 'lucas_kanade'}
+            flow = network.to(DEVICE)(first.to(DEVICE), second.to(DEVICE), matched=1)[-1].cpu()
+    assert called == {name for _, name in KERNELS}
     assert (flow - expected).norm(dim=1).median() < 1e-4
     assert (flow - expected).norm(dim=1).mean() < 0.01
+
+
+LOOKS = {'empty', 'empty_like', 'new_empty', 'reshape', 'flatten', 'unflatten', 'view_as',
+         'expand_as', 'narrow', 'mT', '_unsafe_view', '_reshape_alias'}
+
+
+class Counting(TorchDispatchMode):
+    """Count operators that compute, not those that only look at memory or ask for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        self.count += not function.is_view and name not in LOOKS
+        return result
+
+
+def operators_of_a_pair(monkeypatch, served):
+    """Count the operators and kernels of lite at 640x480, full resolution, computing nothing."""
+    network = load_lite(PACKAGED).eval().to('meta')
+    frames = torch.rand(2, 1, 3, 480, 640, device='meta')
+    monkeypatch.setattr(accelerated, 'served', lambda device: served)
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+    with torch.inference_mode(), Counting() as counting:
+        def launched(kernel, grid):
+            def launch(*args, **kwargs):
+                counting.count += 1
+            return launch
+
+        monkeypatch.setattr(type(evidence_cuda.median_kernel), '__getitem__', launched,
+                            raising=False)
+        network(*frames)                        # (keeps what depends on sizes only)
+        counting.count = 0
+        network(*frames)
+    return counting.count
+
+
+@pytest.mark.slow
+def test_a_pair_takes_few_launches(monkeypatch):
+    """On a GPU they, not the work, are what a pair costs."""
+    with_kernels, without = (operators_of_a_pair(monkeypatch, served) for served in (True, False))
+    print(f'operators and kernels of a pair: {with_kernels}, {without} without kernels')
+    assert 500 < with_kernels < 1450 and without > 3 * with_kernels
+
+
+@pytest.mark.slow
+def test_a_batch_of_training_pairs_takes_few_launches(monkeypatch):
+    """As many as one of few pairs: all layers of all pairs are made at once."""
+    bank = textures.Textures()
+
+    def blank(pixels, crops, height, width):        # one kernel
+        return pixels.new_zeros(len(crops), 3, height, width, dtype=torch.float32)
+
+    monkeypatch.setattr(textures, 'cut', blank)
+    counts = []
+    for pairs in (8, 64):
+        torch.manual_seed(3)
+        with Counting() as counting:
+            make_pairs(pairs, 64, 64, bank, Motion(largest=100, both_ways=True))
+        counts.append(counting.count)
+    print(f'operators of a batch of 8 and 64 pairs: {counts}')
+    assert max(counts) < 1000 and counts[1] < 1.3 * counts[0]
 
 
 def test_what_triton_cannot_do_is_told_and_done_without(monkeypatch):

@@ -53,7 +53,7 @@ def local_contrast(frame: Tensor) -> Tensor:
 
 def window_mean(x: Tensor, size: int) -> Tensor:
     """Mean over ``size`` x ``size``, an odd number, of what lies inside; all must be finite."""
-    if x.is_cuda:               # (there a kernel costs more to launch than to run)
+    if x.device.type != 'cpu':  # (there a kernel costs more to launch than to run)
         return pooled(x, size)
     if max(x.shape[-2:]) <= DENSE:
         rows, columns = (averaging(n, size, x.device) for n in x.shape[-2:])
@@ -132,7 +132,7 @@ def matching_cost(first: Tensor, second: Tensor, radius: int) -> tuple[Tensor, T
     shifted = second.unfold(2, w, 1).transpose(1, 2)    # (B, 2r+1, h + 2r, w), a view
     shifted = shifted.unfold(2, h, 1).permute(0, 2, 1, 4, 3)    # (B, dy, dx, h, w)
     rows = []
-    for some in shifted.split(size if first.is_cuda else 1, 1):     # (a CPU's cache is small)
+    for some in shifted.split(1 if first.device.type == 'cpu' else size, 1):    # (for its cache)
         # (`out`: else the result has the view's order, in which the last axis is not the last)
         difference = torch.sub(first[:, None], some, out=first.new_empty(some.shape))
         difference = difference.abs_().clamp_(max=1)

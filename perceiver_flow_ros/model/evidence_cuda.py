@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions of `evidence` on a GPU, a Triton kernel or two each; all tensors are float32."""
-from perceiver_flow_ros.model.evidence import DISTANCE, SHARPNESS
+from perceiver_flow_ros.model import evidence
 import torch
 from torch import Tensor
 import triton
 from triton import cdiv
 import triton.language as tl
 
-TOKEN = tl.constexpr(4)         # pixels per token and axis
-PIXELS = tl.constexpr(16)       # of a token
+TOKEN = tl.constexpr(evidence.TOKEN)            # pixels per token and axis
+PIXELS = tl.constexpr(evidence.TOKEN ** 2)      # of a token
 BLOCK = 128                     # pixels or tokens of a program; where there is a second axis:
 FEW = 32
 # Compiled once, not anew for sizes that 16 divides or not: every level of the pyramid has its own.
@@ -174,7 +174,7 @@ def match(first: Tensor, second: Tensor, before: Tensor,  # noqa: D103
         RADIUS=radius, BLOCK=FEW)
     coarse, cost = torch.empty_like(before), first.new_empty(batch, count + 3, rows, columns)
     match_kernel[cdiv(rows * columns, FEW), batch](
-        difference, before, coarse, cost, rows, columns, DISTANCE, SHARPNESS,
+        difference, before, coarse, cost, rows, columns, evidence.DISTANCE, evidence.SHARPNESS,
         RADIUS=radius, COUNT=triton.next_power_of_2(count), BLOCK=FEW)
     return coarse, cost
 
@@ -197,13 +197,10 @@ def gradient_kernel(first, second, out, channels, height, width, BLOCK: tl.const
         a = first + (item * channels + channel) * size
         b = second + (item * channels + channel) * size
         dx = (tl.load(a + right) + tl.load(b + right)
-              - tl.load(a + left)
-              - tl.load(b + left)) / 4
+              - tl.load(a + left) - tl.load(b + left)) / 4
         dy = (tl.load(a + below) + tl.load(b + below)
-              - tl.load(a + above)
-              - tl.load(b + above)) / 4
-        dt = (tl.load(b + middle)
-              - tl.load(a + middle))
+              - tl.load(a + above) - tl.load(b + above)) / 4
+        dt = tl.load(b + middle) - tl.load(a + middle)
         xx += dx * dx
         xy += dx * dy
         yy += dy * dy

@@ -46,8 +46,6 @@ HALF = Blocks(read=(64, 64), write=(8, 16, 64, 64), attend=(128, 64), read_stage
               write_stages=2, attend_stages=3, attend_warps=8)
 FULL = Blocks(read=(64, 32), write=(8, 16, 32, 16), attend=(128, 32), read_stages=2,
               write_stages=1, attend_stages=2, attend_warps=8)
-
-
 ROOMY = replace(HALF, write_stages=3)       # measured on an H200: 3 to 11 % less of the decoder
 ROOM = 208 * 1024       # bytes of shared memory that it needs
 

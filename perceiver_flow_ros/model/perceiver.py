@@ -77,7 +77,7 @@ def with_mlp(hidden: Tensor, norm: nn.LayerNorm, mlp: MLP) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of queries (B, heads, M, d), keys and values (B, heads, N, d)."""
-    if q.is_cuda and q.shape[-2] <= FEW < k.shape[-2] / 8:
+    if q.device.type != 'cpu' and q.shape[-2] <= FEW < k.shape[-2] / 8:
         return attend_by_few(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
