@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import cv2
 import numpy as np
 from perceiver_flow_ros.commands import bagfile
 from perceiver_flow_ros.commands._bag_pairs import decoded
 from perceiver_flow_ros.commands._demo_frames import choose_topic, COMPRESSED, IMAGE
+from perceiver_flow_ros.commands.bag import in_order
 from perceiver_flow_ros.commands.bagfile import (
     BagWriter,
     camera_info_message,
@@ -22,7 +24,15 @@ from perceiver_flow_ros.commands.bagfile import (
 )  # fmt: skip
 from perceiver_flow_ros.commands.main import main
 from perceiver_flow_ros.odometry.geometry import inverse, transform
-from perceiver_flow_ros.ros.transforms import pose_of_text, turn_of_quaternion
+from perceiver_flow_ros.ros.frames import nanoseconds
+from perceiver_flow_ros.ros.motion import Motion
+from perceiver_flow_ros.ros.parameters import defaults
+from perceiver_flow_ros.ros.transforms import (
+    NoTransform,
+    pose_of_text,
+    StaticTree,
+    turn_of_quaternion,
+)
 from perceiver_flow_ros.training.scene import Camera, look, Scene
 import pytest
 from rosbags.highlevel import AnyReader
@@ -51,8 +61,8 @@ def calibration(width=CAMERA.width, focal=True):
 
 
 def write(path, views, *, info=True, depth=False, imu=False, tf=None, times=None,
-          stored=None):
-    """Write a bag as a robot's; depth images are stored after the colour ones."""
+          stored=None, late=0.15):
+    """Write a bag as a robot's; depth images are stored so late: after the next colour ones."""
     with BagWriter(path, force=True) as bag:
         if tf is not None:
             bag.write('/tf_static', 'tf2_msgs/msg/TFMessage', tf, 10**9)
@@ -65,12 +75,12 @@ def write(path, views, *, info=True, depth=False, imu=False, tf=None, times=None
             if info:
                 message = calibration() if info is True else info
                 message.header = header
-                bag.write('/cam/camera_info', 'sensor_msgs/msg/CameraInfo', message, stamp)
+                bag.write('/cam/camera_info', 'sensor_msgs/msg/CameraInfo', message, when)
             if depth:
                 metres = np.where(np.isfinite(view.depth), view.depth, np.nan).astype(np.float32)
                 message = image_message(metres, '32FC1', header)
-                late = stamp + 150_000_000  # after the next image
-                bag.write('/cam/depth', 'sensor_msgs/msg/Image', message, late)
+                bag.write('/cam/depth', 'sensor_msgs/msg/Image', message,
+                          when + round(late * 1e9))
     return path
 
 
@@ -210,6 +220,39 @@ def test_an_image_out_of_order_is_skipped(capsys, tmp_path, views):
     written = read(tmp_path / 'out.mcap')['/perceiver_flow/flow/previous']
     pairs = [[m.time_ref.nanosec, m.header.stamp.nanosec] for _, m in written]
     assert pairs == [[0, 200_000_000], [200_000_000, 300_000_000]]
+
+
+def test_stamps_that_begin_again_leave_the_images_before_what_was_theirs(tmp_path, views):
+    """Messages are read ahead of the images; those of a new run make the old ones be forgotten."""
+    times = [20, 20.1, 20.2, 5, 5.1, 5.2]
+    source = write(tmp_path / 'in.mcap', views, depth=True, times=times, late=0.01,
+                   stored=[i / RATE for i in range(FRAMES)])
+    results, found = Motion(defaults(), None), []
+    takes = {'depth': results.depth_came, 'camera_info': results.described}
+    taker = types.SimpleNamespace(take=lambda name, message: takes[name](message))
+    topics = {f: f'/cam/{t}' for f, t in (('image', 'image_raw'), ('depth', 'depth'),
+                                          ('camera_info', 'camera_info'))}
+    with AnyReader([source], default_typestore=TYPES) as reader:
+        for event in in_order(reader, topics, taker):
+            stamp = nanoseconds(event.message.header.stamp) / 1e9
+            found.append(results._depths.nearest(stamp)[0] - stamp)
+    assert len(found) == FRAMES and np.allclose(found, 0)
+
+
+def test_a_transform_that_is_none_is_told(views):
+    turns = {'zero': (0.0, 0, 0, 0), 'NaN': (np.nan, 0, 0, 1), 'long': (0.0, 0, 0, 7)}
+    for name, turn in turns.items():
+        x, y, z, w = turn
+        transform = types.SimpleNamespace(
+            translation=types.SimpleNamespace(x=0.0, y=0.0, z=1.0),
+            rotation=types.SimpleNamespace(x=x, y=y, z=z, w=w))
+        tree = StaticTree()
+        header = types.SimpleNamespace(frame_id='base_link')
+        tree.add(types.SimpleNamespace(transforms=[types.SimpleNamespace(
+            header=header, child_frame_id='camera', transform=transform)]))
+        with pytest.raises(NoTransform, match="from 'camera' to 'base_link'.*quaternion"):
+            tree('base_link', 'camera')
+        assert (tree('odom', 'odom') == np.eye(4)).all(), name
 
 
 def test_depth_is_never_taken_for_the_camera():

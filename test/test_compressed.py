@@ -53,8 +53,9 @@ def test_jpeg_is_near_and_comes_back():
     back = decode(there)
     wrong = np.abs(back.astype(int) - smooth).mean()
     assert wrong < 3 < np.abs(back[:, :, ::-1].astype(int) - smooth).mean()
-    there.data.extend(bytes(500))  # as MJPEG cameras pad
-    np.testing.assert_array_equal(decode(there), back)
+    for more in (bytes(500), b'\xff' * 500, b'made by a camera' * 9):  # as MJPEG cameras pad
+        there.data.extend(more)
+        np.testing.assert_array_equal(decode(there), back)
     assert decode(compressed(GREY, 'jpg')).ndim == 2
 
 
@@ -63,6 +64,7 @@ def damaged(text):
     png = compressed(RGB).data.tobytes()
     return {
         'empty': b'', 'text': b'hello', 'cut JPEG': jpeg[: len(jpeg) // 2],
+        'cut after its preview': jpeg[:2] + jpeg + jpeg[2:-300],
         'cut PNG': png[:-30], 'head only': jpeg[:4], 'broken PNG': png[:40] + png[200:],
         'tiny': compressed(RGB[:1, :1]).data.tobytes(),
         'floats': cv2.imencode('.tiff', RGB.astype(np.float32))[1].tobytes(),
@@ -75,6 +77,7 @@ def damaged(text):
         ('empty', 'neither JPEG nor PNG'), ('text', "5 bytes (format 'png') are neither JPEG"),
         ('cut JPEG', 'JPEG data are cut off'), ('cut PNG', 'PNG data are cut off'),
         ('head only', 'JPEG data are cut off'), ('broken PNG', 'damaged'),
+        ('cut after its preview', 'JPEG data are cut off'),
         ('tiny', '1x1 pixels'), ('floats', 'neither JPEG nor PNG'),
     ],
 )  # fmt: skip

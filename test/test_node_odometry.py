@@ -30,7 +30,7 @@ from perceiver_flow_ros.ros.parameters import BY_NAME
 from perceiver_flow_ros.ros.transforms import pose_of_text
 import pytest
 from rclpy.qos import QoSProfile
-from ros_images import seconds
+from ros_images import image_message, seconds
 from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 from std_srvs.srv import Trigger
 import yaml
@@ -428,6 +428,76 @@ def test_a_reset_during_an_inference_leaves_its_pair_out(robot):
     assert np.allclose(z, [0.1, 0.1], atol=0.01)
 
 
+def test_a_reset_while_an_image_is_decoded_leaves_it_out(robot, monkeypatch):
+    r = robot(('flow', 'flow/previous'))
+    decode, resets = r.node.pipeline._pixels, [1]
+
+    def decode_and_reset(message):
+        pixels = decode(message)
+        if seconds(message.header.stamp) == 10.2 and resets.pop():
+            r.node.pipeline.restart()
+        return pixels
+
+    monkeypatch.setattr(r.node.pipeline, '_pixels', decode_and_reset)
+    for i in range(5):
+        r.move(10 + i * PERIOD)
+    assert r.flows(2) == [(10.0, 10.1), (10.3, 10.4)]
+
+
+@pytest.mark.parametrize('why', ['a flow that fails', 'nobody asks'])
+def test_the_pose_knows_of_a_time_without_motion(robot, monkeypatch, why):
+    r = robot(('flow', *MOTION), scale_source='depth', odometry_grid=4)
+
+    def fail():
+        raise RuntimeError('made to fail')
+
+    for i in range(8):
+        with monkeypatch.context() as broken:
+            if 3 <= i < 6:
+                what = (r.estimator, 'during', fail), (r.node.pipeline.cues, 'wanted', set)
+                broken.setattr(*what[why == 'nobody asks'])
+            r.move(10 + i * PERIOD, (0, 0, 1.0, 0, 0, 0), np.eye(4))
+    r.until(lambda: len(r.received['odometry']) == 4)
+    stamps = [seconds(m.header.stamp) for m in r.received['odometry']]
+    assert stamps == [10.1, 10.2, 10.6, 10.7]
+    deviations = [np.sqrt(covariance(m.pose)[2, 2]) for m in r.received['odometry']]
+    assert deviations[1] < 0.02 and deviations[2] > 0.3     # m: it may have gone on at 1 m/s
+    assert deviations[3] < deviations[2] + 0.02
+
+
+def test_two_cameras_on_one_topic_make_no_pair(robot):
+    r = robot(('flow', 'flow/previous', *MOTION))
+    for i, frame in enumerate(('left', 'left', 'right', 'right')):
+        message = image_message(frame_of(0), 10 + i * PERIOD)
+        message.header.frame_id = frame
+        r.publish(message)
+        r.settle()
+    assert r.flows(2) == [(10.0, 10.1), (10.2, 10.3)]
+    r.status('flow', "from 'left' to 'right'")
+
+
+def test_images_without_a_frame_have_no_motion(robot):
+    r = robot(('flow', *MOTION), odometry_grid=4)
+    for i in range(2):
+        r.tell('camera_info', info_message(10 + i * PERIOD))
+        message = image_message(frame_of(0), 10 + i * PERIOD)
+        message.header.frame_id = ''
+        r.publish(message)
+        r.settle()
+    status = r.status('odometry', 'no motion (no_transform)')
+    assert status.level == ERROR and 'no frame_id' in status.message
+    r.until(lambda: len(r.received['flow']) == 1)
+    assert r.received['twist'] == []
+
+
+def test_a_quality_of_service_that_means_nothing_does_not_end_the_node(robot):
+    r = robot(('flow',), **{'qos_overrides./depth.subscription.reliability': 'nonsense'})
+    assert r.set(scale_source='depth') == ''
+    for i in range(2):
+        r.send(frame_of(i), 10 + i * PERIOD)
+    r.until(lambda: len(r.received['flow']) == 1)
+
+
 def test_an_image_that_comes_late_keeps_the_pose(robot):
     """One of 1 ms before the last (out of order, a clock that was set) is no new beginning."""
     r = robot(scale_source='depth', odometry_grid=4)
@@ -545,7 +615,8 @@ def test_extrinsics_from_tf(robot, monkeypatch, known):
         status = r.status('odometry', "no transform from 'camera' to 'base_link'")
         assert status.level == ERROR and 'does not exist' in status.message
         assert 'static_transform_publisher' in status.message
-        assert r.received['twist'] == [] and len(r.received['flow']) == 2
+        r.until(lambda: len(r.received['flow']) == 2)
+        assert r.received['twist'] == []
 
 
 def test_parameters_that_do_not_go_together_are_refused(robot):
@@ -556,6 +627,7 @@ def test_parameters_that_do_not_go_together_are_refused(robot):
     assert 'is not below depth_max' in r.set(depth_min=30.0)
     assert 'publish_tf needs base_frame' in r.set(publish_tf=True)
     assert 'base_from_camera needs base_frame' in r.set(base_from_camera='0 0 0 0 0 0')
+    assert "both 'odom'" in r.set(base_frame='odom', publish_tf=True)
     text = r.set(base_frame='base_link', base_from_camera='1 2 3')
     assert 'expected "x y z roll pitch yaw"' in text
     assert 'has length 2.000' in r.set(base_frame='b', base_from_camera='0 0 0 0 0 0 2')

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from odometry_rig import DRIVES, street, VIEW, views
 from perceiver_flow_ros.commands.main import main
-from perceiver_flow_ros.commands.odometry import slopes
+from perceiver_flow_ros.commands.odometry import medians, opencv, slopes
+from perceiver_flow_ros.odometry import Camera
 from perceiver_flow_ros.odometry.geometry import inverse
 import pytest
 
@@ -74,6 +75,19 @@ def test_slopes_tell_whose_the_noise_is():
     assert poses['noise_estimated_deg'] < 0.2 * three
     assert mine['noise_estimated_deg'] == pytest.approx(three, rel=0.05)
     assert slopes([]) == {}
+
+
+def test_opencv_is_left_out_where_it_has_too_little_to_go_by():
+    image, flow = np.zeros((120, 160), np.uint8), np.full((120, 160, 2), np.nan, np.float32)
+    camera = Camera.pinhole(160, 120, 100.0, 100.0, 80.0, 60.0)
+    assert opencv(flow, image, camera, {}) is None
+    unknown = np.full((120, 160), np.nan)
+    assert opencv(np.zeros_like(flow), image, camera, {'depth': unknown}) is None
+    rows = [(0.1, np.nan, 0.0), (0.3, np.nan, 0.002)]   # nobody moves: there is no direction
+    assert medians(rows, metric=True) == {
+        'rotation_deg': pytest.approx(0.2), 'direction_deg': None,
+        'translation_mm': pytest.approx(1),
+    }  # fmt: skip
 
 
 def test_wrong_poses_are_told_as_errors(sequence, tmp_path, capsys):

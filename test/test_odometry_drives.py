@@ -22,7 +22,7 @@ from odometry_rig import (
     wall,
     with_mover,
 )
-from perceiver_flow_ros.odometry import candidates, cues, depth, Odometry, Settings
+from perceiver_flow_ros.odometry import Camera, candidates, cues, depth, Odometry, Settings
 from perceiver_flow_ros.odometry.geometry import inverse, motion_vector
 from perceiver_flow_ros.training import builder
 from perceiver_flow_ros.training.scene import exact_flow, look
@@ -241,6 +241,19 @@ def test_a_lost_pair_holds_the_pose_and_costs_certainty(drives):
     np.testing.assert_allclose(again.pose, before.pose, atol=1e-9)
 
 
+def test_a_time_that_nobody_asked_about_costs_certainty(drives):
+    first, second = drives['curve'][:2]
+    flow, depth = exact_flow(first, second)[0], depth_of(first)
+    odometry = Odometry(Settings(scale='depth'))
+    before = odometry.update(flow, CAMERA, 0.0, 0.1, depth=depth)
+    after = odometry.update(flow, CAMERA, 1.1, 1.2, depth=depth)
+    gone = np.linalg.norm(before.twist[:3]) * 1.0  # m, if it went on
+    assert gone < np.sqrt(np.trace(after.pose_covariance[:3, :3])) < 2 * gone
+    without = odometry.update(flow, CAMERA, 1.2, 1.3, depth=depth)
+    grown = np.trace(without.pose_covariance[:3, :3]) / np.trace(after.pose_covariance[:3, :3])
+    assert grown < 1.2
+
+
 # The gyro
 
 
@@ -345,6 +358,25 @@ def test_focus_of_expansion_and_time_to_contact():
     np.testing.assert_allclose(thin, seconds[::4, ::4], rtol=1e-5)
     backward = Odometry().update(exact_flow(second, first)[0], CAMERA, 0.0, 0.1)
     assert np.isnan(cues.time_to_contact(exact_flow(second, first)[0], CAMERA, backward)).all()
+
+
+def test_time_to_contact_through_a_wide_lens():
+    """A room that rests, flow of 0.15 px of noise: nothing of it moves, up to 70 deg off axis."""
+    camera = Camera(320, 240, 125.0, 125.0, 159.5, 119.5, 'equidistant', (0.0,) * 4)
+    y, x = np.mgrid[:240, :320]
+    pixels = np.stack([x, y], -1).reshape(-1, 2).astype(float)
+    rays = camera.rays(pixels)
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    points = rays * (4 + np.sin(pixels[:, :1] / 20) + np.cos(pixels[:, 1:] / 15))
+    flow = (camera.project(points - (0, 0, 0.2)) - pixels).reshape(240, 320, 2)
+    flow += np.random.default_rng(0).normal(0, 0.15, flow.shape)
+    estimate = Odometry().update(flow, camera, 0.0, 0.1)
+    off_axis = np.degrees(np.arccos(rays[:, 2])).reshape(240, 320)
+    known = np.isfinite(cues.time_to_contact(flow, camera, estimate))
+    moves = cues.against_motion(flow, camera, estimate)
+    for angle in range(20, 70, 10):
+        ring = (off_axis >= angle) & (off_axis < angle + 10)
+        assert known[ring].mean() > 0.95 and moves[ring].mean() < 0.01, angle
 
 
 def test_what_moves_against_the_motion_is_found(drives):

@@ -20,7 +20,8 @@ def table(report: dict) -> str:
             if not figures:
                 continue
             line = f'{apart + ", " + name:39}  {figures["rotation_deg"]:6.3f} deg'
-            line += f'  {figures["direction_deg"]:6.2f} deg'
+            angle = figures['direction_deg']
+            line += '           -' if angle is None else f'  {angle:6.2f} deg'
             if 'translation_mm' in figures:
                 line += f'  {figures["translation_mm"]:8.1f} mm'
             lines.append(line)

@@ -217,17 +217,29 @@ class Event:
 
 def in_order(reader: Any, topics: dict[str, str], results: Any) -> Iterator[Event]:
     """Give the images one by one, once what belongs to them has been told to `results`."""
+    from perceiver_flow_ros.ros.frames import nanoseconds
+    from perceiver_flow_ros.ros.stamped import REWIND
+
     names = {topic: name for name, topic in topics.items()}
     connections = [c for c in reader.connections if c.topic in names or is_tf(c)]
     waiting: deque[Event] = deque()
+    newest: dict[str, int] = {}
     for connection, time, data in reader.messages(connections):
         message = reader.deserialize(data, connection.msgtype)
         while waiting and time - waiting[0].time > AHEAD * 1e9:
             yield waiting.popleft()
-        if names.get(connection.topic) == 'image':
+        name = names.get(connection.topic, 'tf')
+        if name != 'tf':
+            stamp = nanoseconds(message.header.stamp)
+            end = stamp + REWIND * 1e9
+            if newest.get(name, stamp) > end:  # it makes `results` forget what was before
+                while waiting and nanoseconds(waiting[0].message.header.stamp) > end:
+                    yield waiting.popleft()
+            newest[name] = stamp
+        if name == 'image':
             waiting.append(Event(time, message))
         else:
-            results.take(names.get(connection.topic, 'tf'), message)
+            results.take(name, message)
     yield from waiting
 
 

@@ -28,6 +28,7 @@ LAYOUTS = """
   KITTI odometry  calib.txt poses.txt times.txt and one folder of images, of camera 0
   7-Scenes        frame-NNNNNN.color.png|jpg .depth.png .pose.txt (30 Hz; Kinect)"""
 THRESHOLD = 1.0  # px, of OpenCV's RANSAC
+MINIMAL = 6  # vectors that it is given at least
 STILL = 0.02  # deg per axis, of the true rotations
 CLOSURE_EVERY = 2  # frames from one start to the next
 CHI2_MEDIAN = 2.366  # of chi^2 with 3 degrees of freedom
@@ -232,6 +233,8 @@ def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> n
         z = more['depth'][y, x]
         good &= np.isfinite(z)
         points = camera.rays(before[good]) * z[good, None]
+        if len(points) < MINIMAL:
+            return None
         found, turn, shift, _ = cv2.solvePnPRansac(
             points, after[good], camera.matrix, np.zeros(4), reprojectionError=THRESHOLD
         )
@@ -240,6 +243,8 @@ def opencv(flow: np.ndarray, image: np.ndarray, camera: Camera, more: dict) -> n
     texture = cv2.cornerMinEigenVal(grey, 7)[y, x]
     good &= texture > np.median(texture)
     before, after = before[good], after[good]
+    if len(before) < MINIMAL:
+        return None
     essential, mask = cv2.findEssentialMat(
         before, after, camera.matrix, cv2.RANSAC, prob=0.999, threshold=THRESHOLD
     )
@@ -263,6 +268,8 @@ def medians(rows: list, metric: bool) -> dict:
     """Give the medians of `errors`; the translation only where it is in metres."""
     if not rows:
         return {}
-    rotation, direction, translation = np.nanmedian(np.array(rows), axis=0)
-    out = {'rotation_deg': float(rotation), 'direction_deg': float(direction)}
-    return {**out, 'translation_mm': 1e3 * float(translation)} if metric else out
+    rotation, direction, translation = np.array(rows).T
+    known = direction[np.isfinite(direction)]
+    out = {'rotation_deg': float(np.median(rotation)),
+           'direction_deg': float(np.median(known)) if len(known) else None}
+    return {**out, 'translation_mm': 1e3 * float(np.median(translation))} if metric else out

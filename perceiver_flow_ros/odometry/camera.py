@@ -247,6 +247,12 @@ class Camera:
         """Give d(x, y) / d(pixel) (N, 2, 2) at rays (N, 3) of the plane z = 1."""
         if not any(self.d) and self.model != 'equidistant':
             return np.broadcast_to(np.diag([1 / self.fx, 1 / self.fy]), (len(rays), 2, 2))
+        return np.linalg.inv(self.projection_jacobian(rays))
+
+    def projection_jacobian(self, rays: np.ndarray) -> np.ndarray:
+        """Give d(pixel) / d(x, y) (N, 2, 2) at rays (N, 3) of the plane z = 1."""
+        if not any(self.d) and self.model != 'equidistant':
+            return np.broadcast_to(np.diag([self.fx, self.fy]), (len(rays), 2, 2))
         step = 1e-5
         x, y = rays[:, 0], rays[:, 1]
         forward = np.empty((len(rays), 2, 2))
@@ -254,7 +260,7 @@ class Camera:
             a, b = self._distort(x + dx, y + dy), self._distort(x - dx, y - dy)
             forward[:, 0, k] = (a[0] - b[0]) * self.fx / (2 * step)
             forward[:, 1, k] = (a[1] - b[1]) * self.fy / (2 * step)
-        return np.linalg.inv(np.where(np.isfinite(forward), forward, np.eye(2)))
+        return np.where(np.isfinite(forward), forward, np.eye(2))
 
 
 def _shrunk(c: float, factor: float) -> float:

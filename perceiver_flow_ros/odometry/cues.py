@@ -99,14 +99,15 @@ def _depths(flow: np.ndarray, camera: Camera, estimate: Estimate, stride: int):
     change = inverse(estimate.motion)
     # Not @: BLAS's threads would go on waiting for more, and take a core from the next inference.
     y, t = np.einsum('ij,jn->in', change[:3, :3], rays), change[:3, 3]
-    fx, fy = camera.fx, camera.fy
+    (xx, xy), (yx, yy) = camera.projection_jacobian(seen.T).transpose(1, 2, 0)
     with np.errstate(divide='ignore', invalid='ignore'):
         bx, by = seen[0] - y[0] / y[2], seen[1] - y[1] / y[2]
-        total = np.hypot(fx * bx, fy * by)
+        total = np.hypot(xx * bx + xy * by, yx * bx + yy * by)
         ax, ay = t[0] - seen[0] * t[2], t[1] - seen[1] * t[2]
         q = (ax * bx + ay * by) * y[2] / (ax * ax + ay * ay)
         m = cross(t, y)
-        error = np.abs(m[0] * seen[0] + m[1] * seen[1] + m[2]) / np.hypot(m[0] / fx, m[1] / fy)
+        slope = np.hypot(yy * m[0] - yx * m[1], xx * m[1] - xy * m[0]) / (xx * yy - xy * yx)
+        error = np.abs(m[0] * seen[0] + m[1] * seen[1] + m[2]) / np.abs(slope)
         parallax = np.sqrt(np.maximum(total**2 - error**2, 0))
         z = y[2] / q + t[2]
     return known.reshape(h, w), total, q, z, error, parallax

@@ -222,15 +222,15 @@ def _surface_at(depth: np.ndarray, camera: Camera, points: np.ndarray):
     nearest = np.where(inside, pixels, NORMAL).round()
     x, y = nearest.astype(int)
     rays = points / points[2]
-    rays[:2] += (nearest - pixels) / [[camera.fx], [camera.fy]]  # of the pixel that has the depth
-    step = np.array([NORMAL / camera.fx, NORMAL / camera.fy])
+    bend = camera.pixel_jacobian(rays.T)
+    rays[:2] += np.einsum('nij,jn->in', bend, nearest - pixels)  # of the pixel that has the depth
     q = rays * depth[y, x]
     sides = []
-    for dx, dy in ((1, 0), (0, 1)):
+    for axis, (dx, dy) in enumerate(((1, 0), (0, 1))):
         ends = []
         for sign in (1, -1):
             ray = rays.copy()
-            ray[:2] += sign * (step * (dx, dy))[:, None]
+            ray[:2] += sign * NORMAL * bend[:, :, axis].T
             ends.append(ray * depth[y + sign * NORMAL * dy, x + sign * NORMAL * dx])
         sides.append(ends[0] - ends[1])
     n = cross(sides[0], sides[1])

@@ -221,6 +221,7 @@ def turning(samples: Samples, start: Motion, floor: float, prior: Prior) -> Ego:
             fit = evaluate([Block(model[0])], start)
             covariance[:3, :3] = np.eye(3) * prior.gyro_deviation**2
         return Ego('rotation', fit.state, covariance, fit.scale, fit.inliers)
+    covariance[:3, :3] += np.outer(turn, turn)  # what is taken for none may be there
     return Ego('stationary', motions.STILL, covariance, still.scale, still.inliers)
 
 

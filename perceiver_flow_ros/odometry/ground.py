@@ -98,10 +98,10 @@ class Ground:
         self.variance = (1 - kalman) * self.variance + DRIFT**2
 
         n = unit(p)
-        covariance = covariance - gain @ axes.T @ covariance
-        variance = n @ covariance @ n
+        kept = np.eye(3) - gain @ axes.T  # of a change of the fitted plane
+        variance = n @ kept @ covariance @ n
         length = self.height * float(np.linalg.norm(p))
-        slope = self.height * slopes(part, ego, fit) @ n
+        slope = self.height * slopes(part, ego, fit) @ kept.T @ n
         # The wheels come later to where the camera looks: a doubt goes slowly.
         self.doubt = max(rival(part, ego, p), FADING * self.doubt)
         own = variance * self.height**2 + self.doubt * length**2

@@ -10,6 +10,8 @@ import numpy as np
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.settings import Reason, Refused, Settings
 
+ROUNDING = 1e-6  # s: seconds since 1970 have no more digits than that
+
 
 def checked(
     flow: np.ndarray | None,
@@ -27,7 +29,7 @@ def checked(
             Reason.BAD_STAMPS,
             f'the frames are {dt:.6f} s apart, expected more than 0: time jumped',
         )
-    if dt > settings.max_gap:
+    if dt > settings.max_gap + ROUNDING:
         raise Refused(
             Reason.GAP, f'the frames are {dt:.3f} s apart, more than max_gap {settings.max_gap} s'
         )

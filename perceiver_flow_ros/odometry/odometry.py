@@ -10,9 +10,9 @@ import numpy as np
 from perceiver_flow_ros.odometry import depth as depths
 from perceiver_flow_ros.odometry import egomotion, ground
 from perceiver_flow_ros.odometry.camera import Camera
-from perceiver_flow_ros.odometry.egomotion import Crept, Prior
+from perceiver_flow_ros.odometry.egomotion import Crept, Ego, Prior
 from perceiver_flow_ros.odometry.geometry import inverse, rotation, rotation_vector
-from perceiver_flow_ros.odometry.inputs import checked, grey
+from perceiver_flow_ros.odometry.inputs import checked, grey, ROUNDING
 from perceiver_flow_ros.odometry.motions import Motion
 from perceiver_flow_ros.odometry.samples import choose, Samples
 from perceiver_flow_ros.odometry.settings import Estimate, Reason, Refused, Settings
@@ -44,6 +44,7 @@ class Odometry:
     def reset(self) -> None:
         """Forget the pose, the ground and the last motion."""
         self._pose = Pose()
+        self._stamp = math.inf  # seconds, up to which the pose has come
         self._last: Estimate | None = None
         self._last_stamp = -math.inf
         self._planes: tuple[np.ndarray, ...] = ()
@@ -66,10 +67,13 @@ class Odometry:
         depth_stamp: float | None = None,
         current_depth: np.ndarray | None = None,
         height: float | None = None,
+        height_stamp: float | None = None,
         gyro: np.ndarray | None = None,
     ) -> Estimate:
         """
         Estimate the motion between two frames and add it to the pose. Raises nothing.
+
+        For the time since the last pair, if there is any, the pose is worth less.
 
         Parameters
         ----------
@@ -81,9 +85,10 @@ class Odometry:
             where there is none.
         backward : as flow, current -> previous: weights from forward-backward confidence.
         depth : (H, W), see `depth.metres`, registered to the previous image and taken with it.
-        depth_stamp : seconds; None is not checked.
+        depth_stamp : seconds when it was taken; None is with the image.
         current_depth : the same of the current image, optional: its surface counts, too.
         height : metres to what is on the optical axis of the previous image.
+        height_stamp : seconds when that was measured; None is when the image was taken.
         gyro : (3,) rad/s, mean rate between the frames in the camera optical frame.
 
         Returns
@@ -91,37 +96,43 @@ class Odometry:
         The estimate; where it is not valid, `reason` and `message` say why.
 
         """
-        dt = float(stamp) - float(previous_stamp)
+        before, now = float(previous_stamp), float(stamp)
+        dt = now - before
         base = np.eye(4) if self.base_from_camera is None else np.asarray(self.base_from_camera)
         try:
             flow, camera = checked(
                 flow, camera, dt, stride, self.settings, previous_image, image, backward
             )
-            prior = self._prior(float(previous_stamp), dt, gyro)
+            prior = self._prior(before, dt, gyro)
             previous_image, image = grey(previous_image), grey(image)
             samples = choose(flow, camera, self.settings, stride, previous_image, backward)
             if self.settings.scale == 'depth':
-                off = 0.0 if depth_stamp is None else abs(float(depth_stamp - previous_stamp))
+                off = 0.0 if depth_stamp is None else abs(float(depth_stamp) - before)
                 found = self._with_depth(samples, camera, prior, depth, off, current_depth)
             else:
                 both = previous_image is not None and image is not None
                 images = (previous_image, image) if both else None
-                found = self._from_flow(samples, camera, prior, height, images)
+                off = 0.0 if height_stamp is None else abs(float(height_stamp) - before)
+                found = self._from_flow(samples, camera, prior, height, off, images)
             ego, metric, failure = found
             estimate = told(ego, metric, camera, dt, base)
             if failure:
                 estimate = replace(estimate, reason=failure.reason, message=failure.message)
             if gyro is not None and self.settings.gyro == 'check':
                 check_gyro(estimate, np.asarray(gyro, float).reshape(3), self.settings.gyro_noise)
+            constant = self.settings.gyro_noise if follows_gyro(ego, prior) else 0.0
         except Refused as refused:
             self._planes = getattr(refused, 'planes', ())
             estimate = Estimate(reason=refused.reason, message=refused.message, dt=dt)
         except Exception as error:  # whatever came in: the camera goes on
             text = f'{type(error).__name__}: {error}'
             estimate = Estimate(reason=Reason.ERROR, message=text, dt=dt)
-        estimate = self._pose.add(estimate, base)
+        if before > self._stamp + ROUNDING:  # nobody asked, or there was no flow
+            self._pose.add(Estimate(dt=before - self._stamp), base)
+        self._stamp = now
+        estimate = self._pose.add(estimate, base, constant if estimate.valid else 0.0)
         if estimate.valid:
-            self._last, self._last_stamp = estimate, float(stamp)
+            self._last, self._last_stamp = estimate, now
         return estimate
 
     def _prior(self, previous_stamp: float, dt: float, gyro: np.ndarray | None) -> Prior:
@@ -184,9 +195,12 @@ class Odometry:
         noise = settings.flow_noise
         ego = depths.align(samples, z[known], camera.focal, camera.width, noise, prior, surface)
         self._crept = ego.crept
-        return ego, True, None
+        # Meanwhile depth has changed: by what the camera goes, and by what it turns to.
+        turned = np.linalg.norm(rotation_vector(ego.motion.turn))
+        gone = np.linalg.norm(ego.motion.shift) / np.median(z[known])
+        return lengthened(ego, off / prior.dt * (turned + gone)), True, None
 
-    def _from_flow(self, samples: Samples, camera: Camera, prior: Prior, height, images):
+    def _from_flow(self, samples: Samples, camera: Camera, prior: Prior, height, off, images):
         """Find the motion up to its length, and the length where there is a source of it."""
         settings = self.settings
         ego = egomotion.estimate(samples, camera.focal, camera.width, settings.flow_noise, prior)
@@ -219,4 +233,19 @@ class Odometry:
         spread[:3, :3] = np.eye(3)
         spread[3:, 3:6], spread[3:, 6] = length * np.eye(3), ego.motion.shift
         motion = ego.motion._replace(shift=length * ego.motion.shift)
-        return replace(ego, motion=motion, covariance=spread @ joint @ spread.T), True, None
+        ego = replace(ego, motion=motion, covariance=spread @ joint @ spread.T)
+        if settings.scale == 'range':  # meanwhile it has changed
+            ego = lengthened(ego, off / prior.dt * abs(motion.shift[2]) / height)
+        return ego, True, None
+
+
+def lengthened(ego: Ego, doubt: float) -> Ego:
+    """Have the length of a translation be known only to a share of it, beside all else."""
+    covariance = ego.covariance.copy()
+    covariance[3:, 3:] += doubt**2 * np.outer(ego.motion.shift, ego.motion.shift)
+    return replace(ego, covariance=covariance)
+
+
+def follows_gyro(ego: Ego, prior: Prior) -> bool:
+    """Tell whether the rotation is that of a gyro."""
+    return prior.gyro is not None and ego.kind != 'stationary'

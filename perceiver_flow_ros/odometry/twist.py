@@ -92,13 +92,20 @@ class Pose:
     def __init__(self) -> None:
         self.matrix = np.eye(4)
         self._covariance = np.zeros((6, 6))  # in the frame of the base
+        self._drift = np.zeros((6, 3))  # what a gyro does to it that is always wrong alike
         self._speed = np.full(6, SPEED)
 
-    def add(self, estimate: Estimate, base: np.ndarray) -> Estimate:
-        """Add a motion; without one (or without metres) the pose stays, and is worth less."""
+    def add(self, estimate: Estimate, base: np.ndarray, constant: float = 0.0) -> Estimate:
+        """
+        Add a motion; without one (or without metres) the pose stays, and is worth less.
+
+        Where the rotation is that of a gyro, its error is ``constant`` rad/s, the same in all
+        pairs: these errors add up, those of the flow, which differ, only as their squares do.
+        """
         dt = min(estimate.dt, LOST) if estimate.dt > 0 else 0.0
         q = np.diag((self._speed * dt) ** 2)
         step = np.eye(4)
+        always: np.ndarray = np.zeros((6, 3))
         if estimate.valid:
             step = base @ estimate.motion @ inverse(base)
             if estimate.metric:
@@ -107,14 +114,20 @@ class Pose:
             else:
                 step[:3, 3] = 0
                 q[3:, 3:] = estimate.base_twist_covariance[3:, 3:] * dt**2
+            if constant:  # of the velocity what leans on the rotation
+                lean = np.linalg.solve(q[3:, 3:], q[3:, :3]).T
+                always += constant * dt * np.concatenate([lean, np.eye(3)])
+                q -= always @ always.T
             self.matrix = self.matrix @ step
             self.matrix[:3, :3] = nearest_rotation(self.matrix[:3, :3])
         # P <- Ad(step^-1) P Ad(step^-1)^T + Q.
         ad = adjoint(inverse(step))
         self._covariance = symmetric(ad @ self._covariance @ ad.T + q)
+        self._drift = ad @ self._drift + always
         # nav_msgs/Odometry: along and about the axes of odom.
         turn = np.kron(np.eye(2), self.matrix[:3, :3])
-        covariance = symmetric(turn @ self._covariance @ turn.T)
+        covariance = self._covariance + self._drift @ self._drift.T
+        covariance = symmetric(turn @ covariance @ turn.T)
         return replace(estimate, pose=self.matrix.copy(), pose_covariance=covariance)
 
 

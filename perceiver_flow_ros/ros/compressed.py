@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from std_msgs.msg import Header
 
 JPEG_QUALITY = 90
-TAIL = 64  # bytes in which the end marker is looked for: some cameras pad
-KINDS = {  # how the data begin -> what it is, and what must come at its end
-    b'\xff\xd8\xff': ('JPEG', b'\xff\xd9'),
-    b'\x89PNG\r\n\x1a\n': ('PNG', b'IEND'),
+KINDS = {  # how the data begin -> what it is, how its pixels begin, and what must come after them
+    b'\xff\xd8\xff': ('JPEG', b'\xff\xda', b'\xff\xd9'),
+    b'\x89PNG\r\n\x1a\n': ('PNG', b'IDAT', b'IEND'),
 }
 # What OpenCV makes of 1, 3 and 4 channels: blue first.
 TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
@@ -55,8 +54,9 @@ def decode(message: CompressedImage) -> np.ndarray:
             f'its {len(data)} bytes (format {shown!r}) are neither JPEG nor PNG; '
             'other codecs need a republisher: ros2 run image_transport republish'
         )
-    name, end = kind
-    if end not in data.rstrip(b'\0')[-TAIL:]:  # OpenCV would paint the missing part grey
+    name, pixels, end = kind
+    # OpenCV would paint the missing part grey. (Some cameras write more after the end.)
+    if data.rfind(end) <= data.rfind(pixels):
         raise BadImage(f'its {name} data are cut off after {len(data)} bytes')
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -57,6 +57,10 @@ def why_no_pair(previous: Frame, current: Frame, max_gap: float) -> tuple[str, s
     if gap > max_gap:
         text = f'{gap:.3f} s between two images exceed max_frame_gap ({max_gap:g} s)'
         return 'gap', f'{text}: the camera paused, or the model is slower than that'
+    frames = previous.header.frame_id, current.header.frame_id
+    if frames[0] != frames[1]:
+        return 'frame', 'the frame_id changed from {!r} to {!r}: two cameras on one topic?'.format(
+            *frames)
     if previous.image.shape != current.image.shape:
         return 'size', f'images changed from {_size(previous.image)} to {_size(current.image)}'
     return None

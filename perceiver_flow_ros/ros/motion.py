@@ -32,7 +32,9 @@ from perceiver_flow_ros.ros.parameters import in_words_of_the_node, Settings
 from perceiver_flow_ros.ros.stamped import Stamped
 from perceiver_flow_ros.ros.transforms import NoTransform, pose_of_text
 
-IMAGES, SAMPLES = 200, 20_000  # of a topic that wait at most: depth images, all else
+IMAGES, SAMPLES = 200, 20_000  # of a topic that wait at most: depth images, all else,
+AN_IMAGE = 4, 40  # and as many more of each for an image that waits
+APART = 0.2  # of the time between two images, by which that between their depths may differ
 CAMERAS = 30  # calibrations that are kept
 GYRO_GAP = 0.1  # s without a gyro sample at most
 NEW_POSE = ('scale_source', 'camera_height', 'base_frame', 'base_from_camera', 'odom_frame')
@@ -68,8 +70,9 @@ class Motion:
 
     def __init__(self, settings: Settings, lookup: Callable[[str, str], np.ndarray]) -> None:
         self._lookup = lookup
-        self._depths = Stamped(IMAGES + 4 * settings.capacity)  # (more often than images, too)
-        self._infos, self._ranges, self._rates = (Stamped(SAMPLES) for _ in range(3))
+        depths, samples = (per * settings.capacity for per in AN_IMAGE)
+        self._depths = Stamped(IMAGES + depths)
+        self._infos, self._ranges, self._rates = (Stamped(SAMPLES + samples) for _ in range(3))
         self._cameras: dict[tuple, Camera] = {}
         self._adopted: Settings | None = None
         self._forget = True
@@ -133,10 +136,13 @@ class Motion:
         self.passed(before)
         frames = Frames(settings.base_frame or current.header.frame_id, settings.odom_frame)
         try:
+            if not frames.base:
+                raise NoTransform('the images have no frame_id: the driver must set it, or set '
+                                  'base_frame and base_from_camera')
             self._adopt(settings, current.header.frame_id)
         except NoTransform as error:
             return Outcome(Estimate(reason=Reason.NO_TRANSFORM, message=str(error)), frames)
-        camera, complaint = self._camera(previous, current)
+        camera, complaint = self._camera(previous, current, settings.rectified)
         sources, remark = self._sources(settings, before, now, current.header.frame_id)
         estimate = self._odometry.update(
             flow, camera, before, now, stride=stride, backward=backward,
@@ -169,7 +175,9 @@ class Motion:
             return pose
         return self._lookup(settings.base_frame, frame)
 
-    def _camera(self, previous: Frame, current: Frame) -> tuple[Camera | None, str]:
+    def _camera(
+        self, previous: Frame, current: Frame, rectified: bool
+    ) -> tuple[Camera | None, str]:
         """Give the camera of both frames, or None and why there is none."""
         if current.size != previous.size:
             return None, 'the images changed their size'
@@ -177,18 +185,18 @@ class Motion:
         if infos[0] is None:
             return None, 'no camera_info has come: publish it beside the images, or remap it'
         try:
-            cameras = [self._camera_of(info, current.size) for info in infos]
+            cameras = [self._camera_of(info, current.size, rectified) for info in infos]
         except CameraError as error:
             return None, str(error)
         if cameras[0] != cameras[1]:
             return None, 'camera_info changed between the two images'
         return cameras[0], ''
 
-    def _camera_of(self, info: Any, size: tuple[int, int]) -> Camera:
+    def _camera_of(self, info: Any, size: tuple[int, int], rectified: bool) -> Camera:
         roi = info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height
         key = (
             info.width, info.height, *info.k, *info.d, *info.p, info.distortion_model,
-            info.binning_x, info.binning_y, *roi, self.settings.rectified, size,
+            info.binning_x, info.binning_y, *roi, rectified, size,
         )  # fmt: skip
         if key not in self._cameras:
             if len(self._cameras) > CAMERAS:  # a zoom lens: another camera at every image
@@ -196,7 +204,7 @@ class Motion:
             self._cameras[key] = Camera.from_info(
                 info.width, info.height, list(info.k), list(info.d), list(info.r), list(info.p),
                 info.distortion_model, binning_x=info.binning_x, binning_y=info.binning_y,
-                roi=roi, rectified=self.settings.rectified, image_size=size,
+                roi=roi, rectified=rectified, image_size=size,
             )  # fmt: skip
         return self._cameras[key]
 
@@ -222,12 +230,12 @@ class Motion:
     def _depth(self, before: float, now: float) -> dict[str, Any]:
         """Give the depth of the previous image; of the current one, too, where it has come."""
         found, newer = self._depths.nearest(before), self._depths.nearest(now)
-        tolerance = self.settings.sync_tolerance
-        if found is None:
+        if found is None or newer is None:
             raise ValueError('no depth image has come: remap depth to a registered depth topic')
         try:
             depths = {'depth': to_depth(found[1]), 'depth_stamp': found[0]}
-            if newer and newer is not found and abs(newer[0] - now) <= tolerance:
+            apart, dt = newer[0] - found[0], now - before
+            if abs(apart - dt) <= APART * dt:  # else they show another motion
                 depths['current_depth'] = to_depth(newer[1])
             return depths
         except BadImage as error:
@@ -250,7 +258,7 @@ class Motion:
         if not known or (high > low and message.range > high):
             reach = f'the sensor says {low:g} to {high:g}'
             raise ValueError(f'the range is {message.range:g} m, {reach}')
-        return {'height': float(message.range)}
+        return {'height': float(message.range), 'height_stamp': found[0]}
 
     def _gyro(
         self, settings: Settings, before: float, now: float, camera_frame: str

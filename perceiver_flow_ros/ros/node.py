@@ -219,7 +219,11 @@ class FlowNode(LifecycleNode):
             self._replacement = None
         self.pipeline.cues.adopt(self.settings)
         if self.active and self.settings.inputs != before.inputs:
-            self._subscribe_to_sensors()
+            try:
+                self._subscribe_to_sensors()
+            except Exception as error:  # a QoS override that means nothing
+                text = f'cannot subscribe: {explain(error)} | correct the override and start again'
+                self.diagnostics.notices.error('sensors', text)
         if self.settings.diagnostics_period != before.diagnostics_period:
             self.diagnostics.start_timer()
 

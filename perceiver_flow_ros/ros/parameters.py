@@ -250,6 +250,8 @@ class Settings(SimpleNamespace):
         """The settings of the odometry; ValueError where they do not go together."""
         if self.publish_tf and not self.base_frame:
             raise ValueError('publish_tf needs base_frame: the camera optical frame is no base')
+        if self.publish_tf and self.base_frame == self.odom_frame:
+            raise ValueError(f'publish_tf: odom_frame and base_frame are both {self.base_frame!r}')
         if self.base_from_camera.strip() and not self.base_frame:
             raise ValueError('base_from_camera needs base_frame, the frame it is given in')
         for name in ('base_from_camera', 'base_from_imu'):

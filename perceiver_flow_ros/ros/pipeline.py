@@ -54,7 +54,8 @@ class Pipeline:
         self._node = node
         self._loader = loader
         self._previous: Frame | None = None
-        self._forget = False  # the previous frame, when the next one comes
+        self._restarts = 0  # what was begun before the last one counts no more
+        self._since = 0  # which of them the previous frame came after
         self._memory: array.array | None = None  # of the last flow message
         self._outputs = {
             name: create_output(node, kind, f'~/{name}', node.diagnostics.output_incompatible)
@@ -81,8 +82,8 @@ class Pipeline:
 
     def restart(self) -> None:
         """Have the next image start a new pair, and the next pair a new pose."""
+        self._restarts += 1
         self.worker.clear()
-        self._forget = True
         self.cues.motion.reset()
 
     def clear(self) -> None:
@@ -142,7 +143,7 @@ class Pipeline:
                 diagnostics.failed('inference', f'no flow: {explain(error)}')
 
     def _follow(self, message: Image | CompressedImage) -> None:
-        estimator = self.estimator
+        restarts, estimator = self._restarts, self.estimator
         wanted = self.wanted()  # once: somebody may come while this pair is worked on
         cues = wanted - self._outputs.keys()
         if not cues:
@@ -151,8 +152,10 @@ class Pipeline:
             self._previous = None
             return
         frame = Frame(message.header, self._pixels(message))
-        previous = None if self._forget else self._previous
-        self._forget = False
+        if restarts != self._restarts:
+            return
+        previous = self._previous if self._since == restarts else None
+        self._since = restarts
         if previous is None:
             self._previous = frame
             return
@@ -179,9 +182,10 @@ class Pipeline:
             if settings.forward_backward:
                 backward = on_grid(estimator, *pair[::-1], grid)
         took = time.perf_counter() - start
+        if restarts != self._restarts:  # this pair is of before it
+            return
         self._publish(previous, frame, flow)
-        if not self._forget:  # else a reset came meanwhile: this pair is of before it
-            self.cues.follow(previous, frame, flow, stride, backward, cues)
+        self.cues.follow(previous, frame, flow, stride, backward, cues)
         self._node.diagnostics.flowed(frame.stamp / 1e9, took)
 
     def _pixels(self, message: Image | CompressedImage) -> np.ndarray:

@@ -88,8 +88,12 @@ def quaternion_of_turn(turn: np.ndarray) -> np.ndarray:
 
 
 def pose_of_message(message: Any) -> np.ndarray:
-    """Give (4, 4) of a geometry_msgs/Transform."""
+    """Give (4, 4) of a geometry_msgs/Transform; NoTransform where it is none."""
     t, q = message.translation, message.rotation
+    length = math.hypot(q.x, q.y, q.z, q.w)
+    if not (0.9 < length < 1.1 and all(map(math.isfinite, (t.x, t.y, t.z)))):
+        raise NoTransform(f'it has a quaternion of length {length:.3f}, expected 1, and goes '
+                          f'({t.x:g}, {t.y:g}, {t.z:g}) m')
     return transform(turn_of_quaternion((q.x, q.y, q.z, q.w)), np.array([t.x, t.y, t.z]))
 
 
@@ -101,13 +105,13 @@ class StaticTree:
     """
 
     def __init__(self) -> None:
-        self._parents: dict[str, tuple[str, np.ndarray]] = {}
+        self._parents: dict[str, tuple[str, Any]] = {}
 
     def add(self, message: Any) -> None:
         """Take a tf2_msgs/TFMessage."""
         for t in message.transforms:
             parent, child = t.header.frame_id.strip('/'), t.child_frame_id.strip('/')
-            self._parents.setdefault(child, (parent, pose_of_message(t.transform)))
+            self._parents.setdefault(child, (parent, t.transform))
 
     def __call__(self, target: str, source: str) -> np.ndarray:
         """Give the pose (4, 4) of `source` in `target`; NoTransform where none is known."""
@@ -123,8 +127,12 @@ class StaticTree:
         frame, pose, passed = frame.strip('/'), np.eye(4), set()
         while frame in self._parents and frame not in passed:
             passed.add(frame)
-            frame, step = self._parents[frame]
-            pose = step @ pose
+            child, (frame, step) = frame, self._parents[frame]
+            try:
+                pose = pose_of_message(step) @ pose
+            except NoTransform as error:
+                raise NoTransform(f'the transform from {child!r} to {frame!r} in the bag is '
+                                  f'none: {error}') from None
         return frame, pose
 
 
@@ -158,9 +166,9 @@ class Tf:
 
         try:
             found = self._buffer.lookup_transform(target, source, Time())
+            return pose_of_message(found.transform)
         except Exception as error:  # tf2 has many kinds, all of them say what is missing
             raise NoTransform(
                 f'{what} ({error}): publish it (robot_state_publisher, '
                 f'static_transform_publisher), or {fix}'
             ) from None
-        return pose_of_message(found.transform)
