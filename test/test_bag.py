@@ -208,6 +208,19 @@ def test_depth_that_is_stored_late_and_transforms_of_the_bag(capsys, tmp_path, v
         assert np.abs(linear(twist) - (SPEED, 0, 0)).max() < 0.1
 
 
+def test_topics_on_which_there_is_nothing_are_told(capsys, tmp_path, views):
+    source, out = write(tmp_path / 'in.mcap', views[:3]), tmp_path / 'out.mcap'
+    assert bag(source, out, '--topics', 'twist', 'odometry') == 0
+    assert 'nothing on odometry' in capsys.readouterr().out  # without a scale_source
+    file = parameters(tmp_path / 'p.yaml', base_frame='base_link', scale_source='camera_height',
+                      camera_height=1.2)
+    nothing = tmp_path / 'nothing.mcap'
+    assert bag(source, nothing, '--params-file', file, '--topics', 'odometry') == 2
+    said = capsys.readouterr().err
+    assert 'nothing to write on odometry: 2 x no_transform: no transform' in said
+    assert not nothing.exists()
+
+
 def test_an_image_out_of_order_is_skipped(capsys, tmp_path, views):
     """Its time is in the pose already: the next pair begins where the pose is."""
     source = write(tmp_path / 'in.mcap', views[:4], times=[0, 0.2, 0.1, 0.3],
@@ -278,7 +291,7 @@ def test_what_is_missing_is_counted_and_flow_goes_on(capsys, tmp_path, views):
     text = capsys.readouterr().out
     assert 'motion of 0 of 3 pairs, scale source none' in text
     assert '3 x no_camera' in text and '1 x repeated' in text and '1 x gap' in text
-    assert 'K[0] is 0: the camera is not calibrated' in text and 'every pose is the same' in text
+    assert 'K[0] is 0: the camera is not calibrated' in text and 'only the rotations count' in text
     content = read(out)
     assert len(content[NODE + 'flow']) == 3 and NODE + 'twist' not in content
     assert len(tum.read_text().splitlines()) == 5  # one per frame; the pose is held
@@ -387,10 +400,14 @@ def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, views):
         ((source, out, *topic, '--camera-info-topic', '/x'), '/x is no sensor_msgs/msg/Camera'),
         ((source, out, *topic, '--depth-topic', '/cam/depth'), 'scale_source is none'),
     ]
+    broken = tmp_path / 'broken.yaml'
+    broken.write_text('/**:\n  ros__parameters:\n    model: [')
+    cases.append(((source, out, *topic, '--params-file', broken),
+                  'broken.yaml: not YAML in line 3, column 13'))
     for values, text in (
         ({'scale_source': 'depth'}, 'give --depth-topic'),
         ({'scale_source': 'metres'}, 'expected one of none, camera_height'),
-        ({'camera_height': 2}, 'expected a value of type float'),
+        ({'camera_height': 2}, 'expected a value of type float: write 2.0'),
         ({'camera_height': 200.0}, 'expected 0.0 to 100.0'),
         ({'speed': 1}, "no parameter 'speed'"),
         ({'publish_tf': True}, 'publish_tf needs base_frame'),

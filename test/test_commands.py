@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 from perceiver_flow_ros.commands import pairs
+from perceiver_flow_ros.commands.calibration import read_calibration
 from perceiver_flow_ros.commands.main import main, SUBCOMMANDS
 from perceiver_flow_ros.flow import load_estimator
 from perceiver_flow_ros.flow.files import read_flow, read_image, write_flow, write_image
@@ -385,6 +386,15 @@ distortion_coefficients: {rows: 1, cols: 5, data: [0.1, 0.2, 0.3, 0.4, 0.5]}
 rectification_matrix: {rows: 3, cols: 3, data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}
 projection_matrix: {rows: 3, cols: 4, data: [70, 0, 44, 0, 0, 71, 34, 0, 0, 0, 1, 0]}
 """
+
+
+def test_two_matrices_of_a_calibration_may_be_missing(tmp_path):
+    whole, part = tmp_path / 'whole.yaml', tmp_path / 'part.yaml'
+    whole.write_text(CAMERA_YAML)
+    part.write_text('\n'.join(CAMERA_YAML.splitlines()[:-2]))
+    whole, part = read_calibration(whole), read_calibration(part)
+    assert (part.k, part.d, part.r) == (whole.k, whole.d, whole.r)
+    assert part.p == [80, 0, 45, 0, 0, 81, 35, 0, 0, 0, 1, 0]
 
 
 def make_images(folder, count=12, suffix='.png', **kind):

@@ -159,7 +159,7 @@ def test_own_images_then_the_bag_of_that(tmp_path):
 def test_a_model_that_is_not_there_and_a_sigterm(tmp_path):
     frames = still_frames(tmp_path / 'frames')
     result = demo('--images', frames, '-o', tmp_path, '--model', '/no/such', domain=92)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert 'the node says: cannot configure: /no/such' in result.stderr
     assert not (tmp_path / 'drive.mcap').exists()
 

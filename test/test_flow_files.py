@@ -168,6 +168,12 @@ MIDDLEBURY = {
 }
 
 
+def test_pixels_of_another_kind_are_named(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.tiff'), np.zeros((8, 8), np.float32))
+    with pytest.raises(ValueError, match='pixels are float32, expected 8 or 16 bits'):
+        read_image(tmp_path / 'a.tiff')
+
+
 def test_colours_are_middleburys():
     flow = np.array([list(MIDDLEBURY)], np.float32)
     assert flow_to_color(flow, 1.0)[0].tolist() == [list(c) for c in MIDDLEBURY.values()]

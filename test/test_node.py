@@ -2,6 +2,7 @@
 """The node over real topics: outputs, pairs, the newest image first, bad input, lifecycle, QoS."""
 
 import threading
+import types
 
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -264,6 +265,17 @@ def test_bad_images_are_refused_and_the_next_good_one_counts(rig):
     assert r.statuses['flow'].values['failed'] == str(len(BAD_IMAGES))
 
 
+def test_every_reason_is_logged_and_each_but_once(rig, monkeypatch):
+    r, said = rig(model='dis').connect(), []
+    monkeypatch.setattr(r.node.diagnostics.notices, '_logger',
+                        types.SimpleNamespace(error=said.append, warning=said.append))
+    for i, encoding in enumerate(('nonsense', 'more', 'nonsense')):
+        r.send(picture(), 10.0 + i, encoding=encoding)
+    r.send(picture()[:, :40], 14.0, step=5)
+    r.send(picture()[:, :50], 15.0, step=7)  # the same with other numbers
+    assert len(said) == 3, said
+
+
 def test_an_estimator_that_fails_leaves_the_node_alive(stand_in):
     r = stand_in()
 
@@ -416,7 +428,8 @@ def test_an_activation_that_fails_leaves_nothing_subscribed(rig, capfd):
 
 def test_silence_is_explained(rig):
     r = rig(model='dis', image_timeout=0.1)
-    assert 'nothing publishes /image; no other image' in r.status('input', 'no image for').message
+    said = r.status('input', 'no image for').message
+    assert 'nothing publishes /image; nor any other image topic' in said
     camera = r.peer.create_publisher(Image, '/front/image_raw', 1)
     status = r.status('input', 'there is /front/image_raw (remap: -r image:=TOPIC; ')
     assert status.level == WARN

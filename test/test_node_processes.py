@@ -179,12 +179,16 @@ def test_help_names_every_parameter(start):
         assert f'    {setting.name}: ' in output
 
 
-def test_what_is_wrong_at_start_is_one_line_and_code_2(start):
-    node = start(*NODE, '-p', 'query_stride:=3')
+@pytest.mark.parametrize(('arguments', 'text'), [
+    (['--ros-args', '-p', 'query_stride:=3'], 'query_stride is 3, expected one of 1, 2, 4, 8'),
+    (['--model', 'dis'], "unknown argument '--model'; parameters are given as --ros-args -p "),
+])
+def test_what_is_wrong_at_start_is_one_line_and_code_2(start, arguments, text):
+    node = start(*NODE[:2], *arguments)
     output, errors = node.communicate(timeout=TIMEOUT)
     assert node.returncode == 2 and output == ''
     assert len(errors.splitlines()) == 1 and errors.startswith('perceiver_flow_node: error: ')
-    assert 'query_stride is 3, expected one of 1, 2, 4, 8' in errors
+    assert text in errors
 
 
 @pytest.mark.slow

@@ -182,6 +182,11 @@ class Results:
                                                if why in self._unpaired else '')
                          for why, count in self._no_pair.most_common())
 
+    def why_no_motion(self) -> str:
+        """Say why pairs had none, or no metres."""
+        return '; '.join(f'{count} x {why}: {self._explained[why]}'
+                         for why, count in self._reasons.most_common())
+
     def write_tum(self, path: Path) -> None:
         """Write a line "t x y z qx qy qz qw" per frame (seconds, metres), whole or not at all."""
         lines = []

@@ -123,7 +123,7 @@ def _follow_lines(processes: Processes, timeout: float, progress) -> tuple[list[
             continue
         if name == 'recorder' and line.startswith('error: '):
             if not arrivals:
-                raise RunError(f'the node says: {line.removeprefix("error: ")}')
+                raise ValueError(f'the node says: {line.removeprefix("error: ")}')
         elif name == 'recorder':
             last = int(line)
             arrivals.append(time.monotonic())

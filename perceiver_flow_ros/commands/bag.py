@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 import json
 from pathlib import Path
@@ -75,11 +75,13 @@ def run(args: argparse.Namespace) -> int:
         progress = tqdm(
             total=sum(c.msgcount for c in images), unit='frame', disable=None, file=sys.stderr
         )
+        written: Counter[str] = Counter()
         with writer as bag, progress:
             for event in in_order(reader, topics, results):
                 for topic, kind, message in results.of_image(event.message):
                     name = topic if topic.startswith('/') else f'{NODE}/{topic}'
                     bag.write(name, kind, message, event.time)
+                    written[topic] += 1
                 progress.update()
             if results.frames < 2:
                 why = results.why_so_few()
@@ -87,9 +89,13 @@ def run(args: argparse.Namespace) -> int:
                     f'{args.source}: {results.frames} images on {topics["image"]}; flow needs two'
                     + (f': {why}' if why else '')
                 )
+            empty = [name for name in args.topics or () if not written[name]]
+            if empty and not written:
+                raise ValueError(f'{args.source}: nothing to write on {", ".join(empty)}: '
+                                 f'{results.why_no_motion() or "see scale_source"}')
     if args.tum:  # after the bag: what goes wrong here costs nothing of it
         results.write_tum(args.tum)
-    report = {'bag': str(args.output), 'topics': topics, **results.summary()}
+    report = {'bag': str(args.output), 'topics': topics, 'empty': empty, **results.summary()}
     if args.tum:
         report['tum'] = str(args.tum)
     print(json.dumps(report, indent=2) if args.json else describe(report))
@@ -132,8 +138,14 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f'  {count} x {why}' + (f': {text}' if text else ''))
     lines += [f'  {count} x {why}' for why, count in report['no_pair'].items()]
     lines += [f'  {count} x {why}' for why, count in report['remarks'].items()]
+    if report['empty']:
+        lines.append(f'nothing on {", ".join(report["empty"])}')
     if 'tum' in report:
-        held = '' if report['distance_m'] else ', none with metres: every pose is the same'
+        held = ''
+        if not report['distance_m']:
+            held = ' that stay in place' + (
+                ': without a scale_source only the rotations count'
+                if report['distance_m'] is None else '')
         lines.append(f'{report["tum"]}: trajectory of {report["frames"]} frames{held}')
     return '\n'.join(lines)
 

@@ -30,13 +30,14 @@ def read_calibration(path: Path, kitti_camera: int = 0) -> Calibration:
         if path.suffix.lower() == '.txt':
             return kitti_calibration(text, kitti_camera)
         content = yaml.safe_load(text)
+        k = matrix(content, 'camera_matrix', 9)
         return Calibration(
             size=(int(content['image_width']), int(content['image_height'])),
             model=str(content['distortion_model']),
             d=matrix(content, 'distortion_coefficients', None),
-            k=matrix(content, 'camera_matrix', 9),
-            r=matrix(content, 'rectification_matrix', 9),
-            p=matrix(content, 'projection_matrix', 12),
+            k=k,
+            r=matrix(content, 'rectification_matrix', 9, [1.0, 0, 0, 0, 1, 0, 0, 0, 1]),
+            p=matrix(content, 'projection_matrix', 12, [*k[:3], 0, *k[3:6], 0, *k[6:], 0]),
         )
     except KeyError as error:
         raise ValueError(f'{path}: no {error} in this camera_info YAML') from None
@@ -58,8 +59,12 @@ def kitti_calibration(text: str, camera: int) -> Calibration:
     return Calibration(k=[*p[0:3], *p[4:7], *p[8:11]], p=p)
 
 
-def matrix(content: dict, name: str, size: int | None) -> list[float]:
-    """Read the numbers of a matrix of a camera_info YAML."""
+def matrix(
+    content: dict, name: str, size: int | None, default: list[float] | None = None
+) -> list[float]:
+    """Read the numbers of a matrix of a camera_info YAML; with a default it may be missing."""
+    if name not in content and default is not None:
+        return default
     data = [float(number) for number in content[name]['data']]
     if size is not None and len(data) != size:
         raise ValueError(f'{name} has {len(data)} numbers, expected {size}')

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
+        print('perceiver_flow: interrupted', file=sys.stderr)
         return 130
     except input_errors() as error:
         print(f'perceiver_flow: error: {describe(error)}', file=sys.stderr)

@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--calibration',
         type=Path,
         metavar='FILE',
-        help='camera_info YAML (camera_calibration_parsers) or KITTI calib.txt',
+        help='camera_info YAML (as camera_calibration writes it; of its matrices '
+        'rectification_matrix and projection_matrix may be missing) or KITTI calib.txt',
     )
     parser.add_argument(
         '--kitti-camera',

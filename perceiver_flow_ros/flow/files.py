@@ -92,8 +92,12 @@ def read_image(path: str | Path) -> np.ndarray:
     ValueError when it is no (whole) image, OSError when it cannot be read.
     """
     path = Path(path)
-    image = _decode(path.read_bytes(), cv2.IMREAD_COLOR)
+    data = path.read_bytes()
+    image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
+        other = _decode(data, cv2.IMREAD_UNCHANGED)
+        if other is not None:
+            raise ValueError(f'{path}: its pixels are {other.dtype}, expected 8 or 16 bits each')
         raise ValueError(
             f'{path}: not a whole image of a kind that OpenCV reads (PNG, JPEG, PPM, TIFF, ...)'
         )

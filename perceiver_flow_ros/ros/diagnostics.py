@@ -14,7 +14,8 @@ from typing import Any, TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 import numpy as np
-from perceiver_flow_ros.ros.notices import Notices
+from perceiver_flow_ros.ros.frames import SKIPPED
+from perceiver_flow_ros.ros.notices import Notices, without_numbers
 from perceiver_flow_ros.ros.rates import durations, Rate, resident_memory
 from rclpy.clock import Clock, ClockType
 from rclpy.timer import Timer
@@ -50,7 +51,7 @@ class Diagnostics:
         self._arrivals, self._flows = Rate(), Rate()
         self._latency: deque[float] = deque(maxlen=100)
         self._inference: deque[float] = deque(maxlen=100)
-        self._counts = {'flows': 0, 'failed': 0, 'restarted': 0, 'lost': 0}
+        self._counts = {'flows': 0, 'failed': 0, 'skipped': 0, 'restarted': 0, 'lost': 0}
         self._counts_before: dict[str, int] = {}  # in the last report
         self._waiting_since = 0.0
         self._failing = False  # the last image should have given a flow and did not
@@ -131,12 +132,12 @@ class Diagnostics:
             self._counts['failed'] += 1
             self._failing = True
             self._last_error = error = error[:LONGEST_TEXT]
-        self.notices.error(kind, error)
+        self.notices.error(f'{kind}: {without_numbers(error)}', error)
 
     def restarted(self, kind: str, reason: str) -> None:
         """Note, and log, that an image makes no pair with the one before."""
         with self._lock:
-            self._counts['restarted'] += 1
+            self._counts['skipped' if kind in SKIPPED else 'restarted'] += 1
             self._last_restart = reason
         self.notices.warn(kind, reason)
 
@@ -191,7 +192,7 @@ class Diagnostics:
                 and self._node.count_publishers(name)
             )  # fmt: skip
             hint = '-r image:=TOPIC; for TOPIC/compressed set image_transport to compressed'
-            other = f'there is {found} (remap: {hint})' if found else 'no other image'
+            other = f'there is {found} (remap: {hint})' if found else 'nor any other image topic'
             return f'nothing publishes {topic}; {other}'
         if self._incompatible:
             return self._incompatible
@@ -225,7 +226,7 @@ class Diagnostics:
         if new['dropped'] and node.settings.process_every_frame:
             text = f'{new["dropped"]} images dropped: play the bag slower or raise queue_size'
             return self._warning('overflow', text)
-        if new['restarted']:
+        if new['restarted'] or new['skipped']:
             return WARN, self._last_restart
         return OK, f'{self._flows.hz(now):.1f} flows per second'
 

@@ -29,6 +29,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.subscription import Subscription
+from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -128,7 +129,7 @@ class FlowNode(LifecycleNode):
     def _failed(self, step: str, error: Exception) -> TransitionCallbackReturn:
         self.reason = f'cannot {step}: {explain(error)}'
         again = f'ros2 lifecycle set {self.get_fully_qualified_name()} configure, then activate'
-        remedy = f'correct the parameter and {again}'
+        remedy = f'correct the parameter and {again}; or start the node with another one'
         if step == 'activate':  # only QoS overrides, which are read once, make it fail
             remedy = 'correct the override and start the node again'
         if self.context.ok():  # else it came of the shutdown
@@ -241,6 +242,11 @@ def main(arguments: list[str] | None = None) -> int:
     if {'-h', '--help'}.intersection(sys.argv if arguments is None else arguments):
         print(HELP, to_yaml(), sep='\n', end='')
         return 0
+    unknown = remove_ros_args(args=sys.argv if arguments is None else arguments)[1:]
+    if unknown:
+        print(f'perceiver_flow_node: error: unknown argument {unknown[0]!r}; parameters are given '
+              'as --ros-args -p NAME:=VALUE (see --help)', file=sys.stderr)
+        return 2
     # rclpy shuts its context down on both signals, and whatever runs below breaks off with one
     # exception or another. Python's own KeyboardInterrupt could also hit the closing: not wanted.
     told_to_end = threading.Event()

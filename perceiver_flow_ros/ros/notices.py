@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
 
 from rclpy.exceptions import ParameterException
+
+KINDS = 100  # of trouble that are remembered: a stream of nonsense has ever new ones
+LONGEST = 200  # letters that tell one from another
 
 
 class Notices:
@@ -34,8 +38,16 @@ class Notices:
         with self._lock:
             due = kind not in self._said or now - self._said[kind] >= self._interval
             if due:
+                self._said.pop(kind, None)
                 self._said[kind] = now
+                if len(self._said) > KINDS:
+                    del self._said[next(iter(self._said))]
         return due
+
+
+def without_numbers(text: str) -> str:
+    """Give what texts have in common that differ by sizes or stamps only."""
+    return re.sub(r'\d+', '', text)[:LONGEST]
 
 
 def explain(error: Exception) -> str:

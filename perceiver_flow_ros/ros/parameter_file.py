@@ -35,6 +35,10 @@ def read_yaml(path: Path, node: str = 'perceiver_flow') -> Settings:
             for name in ('/**', node, f'/{node}', f'/**/{node}') if name in content
         ]  # fmt: skip
         given = {key: value for section in sections for key, value in section.items()}
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        where = f' in line {at.line + 1}, column {at.column + 1}' if at else ''
+        raise ValueError(f'{path}: not YAML{where}: {error.problem}') from None
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f'{path}: not a parameter file ({error!r}); expected "/**: ros__parameters: ..."'
@@ -59,7 +63,8 @@ def mistake(setting: Setting, value: Any) -> str:
     """Why a value is refused, with the checks that rclpy makes; '' if it is not."""
     if type(value) is not type(setting.default):
         kind = type(setting.default).__name__
-        return f'{setting.name} is {value!r}, expected a value of type {kind}'
+        hint = f': write {value}.0' if (type(value), kind) == (int, 'float') else ''
+        return f'{setting.name} is {value!r}, expected a value of type {kind}{hint}'
     if setting.low is not None and not setting.low <= value <= setting.high:
         return f'{setting.name} is {value}, expected {setting.values}'
     return setting.problem(value)

@@ -166,8 +166,8 @@ SETTINGS = (
     ),
     Setting(
         'publish_tf', False,
-        description='Publish the transform odom_frame -> base_frame; needs base_frame. Leave it '
-        'to the filter (robot_localization) where there is one.',
+        description='Publish the transform odom_frame -> base_frame; needs base_frame and the '
+        'package tf2_msgs. Leave it to the filter (robot_localization) where there is one.',
     ),
     Setting(
         'rectified', False,
@@ -180,11 +180,13 @@ SETTINGS = (
     ),
     Setting(
         'gyro_noise', 0.01, low=0.00001, high=1.0,
-        description='Standard deviation of the angular velocity on `imu`, bias included, rad/s.',
+        description='Standard deviation of the angular velocity on `imu`, bias included, rad/s; '
+        'in the pose it counts as the same error all the time.',
     ),
     Setting(
         'sync_tolerance', 0.05, low=0.0, high=10.0,
-        description="Seconds by which the stamps of depth and range may differ from the image's.",
+        description="Seconds by which the stamps of depth and range may differ from the image's; "
+        'what may have changed meanwhile is in the covariance.',
     ),
     Setting(
         'depth_min', 0.1, low=0.0, high=1000.0,
