@@ -133,7 +133,7 @@ def test_weights(tmp_path):
             assert str(path) in str(error)
 
 
-@pytest.mark.parametrize('storage', ['mcap', 'db3'])
+@pytest.mark.parametrize('storage', ['mcap', pytest.param('db3', marks=pytest.mark.slow)])
 def test_bags(tmp_path, storage, capsys):
     (tmp_path / 'frames').mkdir()
     for i in range(3):

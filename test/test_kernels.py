@@ -103,9 +103,8 @@ def test_a_wrong_kernel_is_noticed(monkeypatch):
     assert [c.kernel for c in checks if not c.passed] == ['read', 'add_norm']
 
 
-@pytest.mark.parametrize('precision', [
-    torch.float32, *(pytest.param(half, marks=pytest.mark.slow)
-                     for half in (torch.bfloat16, torch.float16))], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_parity_with_the_reference(network, frames, truth, precision):
     """Two tiles at once; each is the same alone; points are what the dense flow has there."""
     fast = CudaNetwork(network, precision, LARGER)

@@ -36,8 +36,8 @@ KERNELS = [(kernels, name) for kernels, names in (
     (perceiver_cuda, ('projected', 'added', 'with_mlp'))) for name in names]
 
 
-@pytest.mark.parametrize('size', [(1, 4, 8), pytest.param((3, 12, 44), marks=pytest.mark.slow)],
-                         ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [(1, 4, 8), (3, 12, 44)], ids=str)
 def test_every_kernel_against_float64(size):
     """Several blocks, the last one not full; one row of tokens; batch 3."""
     checks = list(check_lite_kernels(DEVICE, *size, seed=0))

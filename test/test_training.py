@@ -226,7 +226,7 @@ def small_validation(monkeypatch):
         make_pairs(2, 64, 64, trainer.held_out, trainer.recipe.motion)]))
 
 
-@pytest.mark.parametrize('only', [False, True])
+@pytest.mark.parametrize('only', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_is_its_steps(tmp_path, small_validation, only):
     """To make the next batch early, and to evaluate in between, changes nothing."""
     recipe = replace(RECIPE, pairs=4 * RECIPE.batch, height=128, width=128, only_choice=only,
