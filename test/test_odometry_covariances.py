@@ -3,6 +3,7 @@
 import numpy as np
 from odometry_rig import CAMERA, depth_of, DRIVES, noisy, street, true_motion, VIEW
 from perceiver_flow_ros.odometry import Camera, Odometry, Settings
+from perceiver_flow_ros.odometry import depth as depths
 from perceiver_flow_ros.odometry.geometry import (
     inverse,
     motion_vector,
@@ -54,14 +55,22 @@ def surprise(estimate, true):
 def test_the_surface_of_a_depth_image_is_seen_through_the_lens(camera):
     before = np.eye(4)
     after = transform(rotation((0.01, 0.02, 0.005)), np.array([0.05, -0.03, 0.1]))
-    depths = [np.float32(room(camera, pose)[0]) for pose in (before, after)]
+    seen = [np.float32(room(camera, pose)[0]) for pose in (before, after)]
     estimate = Odometry(Settings(scale='depth')).update(
-        flow_in_room(camera, before, after), camera, 0.0, 0.1, depth=depths[0],
-        current_depth=depths[1],
+        flow_in_room(camera, before, after), camera, 0.0, 0.1, depth=seen[0],
+        current_depth=seen[1],
     )  # fmt: skip
     # As exact as the linear distortion of four pixels to either side; depth has no noise here.
     assert estimate.usable and surprise(estimate, after) < 15
     assert np.linalg.norm(estimate.motion[:3, 3] - after[:3, 3]) < 2e-5  # m
+
+
+def test_what_comes_beside_the_camera_is_not_looked_for_in_a_depth_image():
+    points = np.array([[0.1, 1, 1, -2], [0.1, 2, 0, 1], [2, 1e-12, 0, -1]], float)
+    depth = np.full((480, 640), 2.0, np.float32)
+    with np.errstate(all='ignore'):
+        _, _, known = depths._surface_at(depth, FISHEYE, points)
+    assert known.tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize('twist', [(0, 0, 1.0, 0, 0, 0), (0.1, 0, 1.0, 0, 0.1, 0)], ids=str)

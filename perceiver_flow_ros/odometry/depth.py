@@ -222,7 +222,7 @@ def _surface_at(depth: np.ndarray, camera: Camera, points: np.ndarray):
     nearest = np.where(inside, pixels, NORMAL).round()
     x, y = nearest.astype(int)
     rays = points / points[2]
-    bend = camera.pixel_jacobian(rays.T)
+    bend = camera.pixel_jacobian(np.where(inside, rays, [[0], [0], [1]]).T)
     rays[:2] += np.einsum('nij,jn->in', bend, nearest - pixels)  # of the pixel that has the depth
     q = rays * depth[y, x]
     sides = []
