@@ -18,6 +18,7 @@ from perceiver_flow_ros.model.lite import LiteConfig, LitePerceiver
 from perceiver_flow_ros.model.weights import (
     load_lite,
     load_official,
+    read_tensors,
     save_lite,
     transformers_name,
     variant_of,
@@ -311,6 +312,13 @@ def test_fetch_weights(folder, cache, monkeypatch, capsys):
 
     assert command(['fetch_weights', '--model', 'acme/flow', '--json']) == 0
     assert json.loads(capsys.readouterr().out)['fetched'] is False
+
+
+def test_a_picture_is_no_file_of_weights(tmp_path):
+    path = tmp_path / 'a.png'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
+    with pytest.raises(WeightsError, match='a.png: truncated or not a file of weights: expected'):
+        read_tensors(path)
 
 
 def test_names_are_those_of_transformers(network, saved):

@@ -23,6 +23,7 @@ CONFIG = 'config.json'
 FILES = ('model.safetensors', 'pytorch_model.bin')      # as save_pretrained names them
 LITE = 'lite.safetensors'       # as `perceiver_flow train` does
 SAFE = (2, 10)          # PyTorch before it: CVE-2025-32434, CVE-2026-24747
+PYTORCH = b'PK', b'\x80'   # how files of torch.save begin: a zip, or a pickle
 
 
 class WeightsError(RuntimeError):
@@ -180,6 +181,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f'{path}: truncated or not a safetensors file: {error}') from None
+    with path.open('rb') as file:
+        if not file.read(2).startswith(PYTORCH):
+            raise WeightsError(f'{path}: truncated or not a file of weights: expected '
+                               '.safetensors, or a pytorch_model.bin')
     if tuple(int(n) for n in torch.__version__.split('.')[:2]) < SAFE:
         raise WeightsError(f'{path}: refused: PyTorch {torch.__version__} could run code that '
                            'such a file holds (CVE-2025-32434, CVE-2026-24747); give a '
