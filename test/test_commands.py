@@ -69,6 +69,15 @@ def test_wrong_words_are_one_line(capsys, frames):
     assert "'int8'" in refused(capsys, 'estimate', *frames, '-o', 'x.flo', '--precision', 'int8')
 
 
+def test_ctrl_c_is_told(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pairs, 'run', interrupted)
+    assert main(['pairs', 'anywhere']) == 130
+    assert capsys.readouterr().err == 'perceiver_flow: interrupted\n'
+
+
 def test_it_runs_as_a_module_too(frames, tmp_path):
     command = [sys.executable, '-m', 'perceiver_flow_ros', 'estimate', *frames]
     command += ['-o', str(tmp_path / 'flow.flo'), '--model', 'dis', '--json']

@@ -26,7 +26,8 @@ from node_rig import Rig
 import numpy as np
 from perceiver_flow_ros.odometry.geometry import inverse
 from perceiver_flow_ros.ros import messages
-from perceiver_flow_ros.ros.parameters import BY_NAME
+from perceiver_flow_ros.ros.motion import Motion
+from perceiver_flow_ros.ros.parameters import BY_NAME, defaults
 from perceiver_flow_ros.ros.transforms import pose_of_text
 import pytest
 from rclpy.qos import QoSProfile
@@ -463,6 +464,16 @@ def test_the_pose_knows_of_a_time_without_motion(robot, monkeypatch, why):
     deviations = [np.sqrt(covariance(m.pose)[2, 2]) for m in r.received['odometry']]
     assert deviations[1] < 0.02 and deviations[2] > 0.3     # m: it may have gone on at 1 m/s
     assert deviations[3] < deviations[2] + 0.02
+
+
+def test_an_imu_is_remembered_as_long_as_images_may_wait():
+    """1000 images at 30 Hz are 33 s, in which an imu may send 400 samples a second."""
+    motion = Motion(defaults().but({'process_every_frame': True, 'queue_size': 1000}), None)
+    for k in range(33 * 400):
+        motion.imu_came(imu_message((0, 0, 0), 1 + k / 400))
+    assert motion._rates.nearest(1.0)[0] == 1.0
+    many = defaults().but({'process_every_frame': True, 'queue_size': 10_000})
+    assert Motion(many, None)._rates._size > 333 * 400
 
 
 def test_two_cameras_on_one_topic_make_no_pair(robot):

@@ -1,5 +1,7 @@
 """Cameras, gyro samples, depth images, settings; and that nothing bad that comes in gets out."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 from odometry_rig import CAMERA, DRIVES, views
@@ -313,6 +315,16 @@ def test_bad_input_is_survived_and_named(pair, case):
     # And it goes on.
     depth = depth if settings.scale == 'depth' else None
     assert odometry.update(flow, CAMERA, 1.0, 1.1, depth=depth).usable
+
+
+def test_a_gap_as_long_as_may_be_is_none():
+    """At times since 1970 a tenth of a second has a rounding error, of up to 0.2 microseconds."""
+    stamps = [(1_764_000_000 * 10**9 + k * 10**8) / 1e9 for k in range(20)]
+    assert max(np.diff(stamps)) > 0.1
+    for before, now in pairwise(stamps):
+        estimate = Odometry(Settings(max_gap=0.1)).update(None, CAMERA, before, now)
+        assert estimate.reason == 'bad_flow'
+    assert Odometry(Settings(max_gap=0.1)).update(None, CAMERA, 0.0, 0.11).reason == 'gap'
 
 
 @pytest.mark.parametrize('height', [None, 0.0, -1.0, float('inf'), float('nan')])

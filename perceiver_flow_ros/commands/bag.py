@@ -141,11 +141,9 @@ def describe(report: dict[str, Any]) -> str:
     if report['empty']:
         lines.append(f'nothing on {", ".join(report["empty"])}')
     if 'tum' in report:
-        held = ''
-        if not report['distance_m']:
-            held = ' that stay in place' + (
-                ': without a scale_source only the rotations count'
-                if report['distance_m'] is None else '')
+        held = '' if report['distance_m'] else ' that stay in place'
+        if report['distance_m'] is None:
+            held += ': without a scale_source only the rotations count'
         lines.append(f'{report["tum"]}: trajectory of {report["frames"]} frames{held}')
     return '\n'.join(lines)
 

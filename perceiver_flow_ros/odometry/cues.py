@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from perceiver_flow_ros.odometry.camera import Camera
 from perceiver_flow_ros.odometry.geometry import cross, inverse
@@ -91,9 +93,8 @@ def _depths(flow: np.ndarray, camera: Camera, estimate: Estimate, stride: int):
     px.
     """
     h, w = flow.shape[:2]
-    points = np.stack(np.meshgrid(np.arange(w) * stride, np.arange(h) * stride), -1).reshape(-1, 2)
-    vectors = flow.reshape(-1, 2).astype(np.float64)
-    rays, seen = camera.rays(points).T, camera.rays(points + vectors).T
+    points, rays = _grid(camera, h, w, stride)
+    seen = camera.rays(points + flow.reshape(-1, 2).astype(np.float64)).T
     known = np.isfinite(rays[0]) & np.isfinite(seen[0])
     rays, seen = rays[:, known], seen[:, known]
     change = inverse(estimate.motion)
@@ -111,6 +112,13 @@ def _depths(flow: np.ndarray, camera: Camera, estimate: Estimate, stride: int):
         parallax = np.sqrt(np.maximum(total**2 - error**2, 0))
         z = y[2] / q + t[2]
     return known.reshape(h, w), total, q, z, error, parallax
+
+
+@lru_cache(maxsize=2)  # the same for every image: through a lens it takes as long as all else
+def _grid(camera: Camera, h: int, w: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the pixels (N, 2) of a flow's grid and their rays (3, N)."""
+    points = np.stack(np.meshgrid(np.arange(w) * stride, np.arange(h) * stride), -1).reshape(-1, 2)
+    return points, camera.rays(points).T
 
 
 def confidence(flow: np.ndarray, backward: np.ndarray, stride: int = 1) -> np.ndarray:
